@@ -264,7 +264,9 @@ def parse_arguments(argv):
     add("--sigma-0", between(float, 1e-6, 1e6), 0.7, "sigma_0, standard deviation of the data")
     add("--sigma-q", between(float, 1e-6, 1e6), 7.0, "sigma_q, standard deviation of the noise at t = 1")
     add("--seed", between(int, 0, 2**63 - 1), 0, "seed of every draw")
-    add("--figures-dir", Path, Path(__file__).parent / "figures", "folder the figures go to")
+    folder = Path(__file__).parent / "figures"
+    text = "folder the figures go to (default: figures, beside the script)"
+    parser.add_argument("--figures-dir", type=Path, default=folder, metavar="DIR", help=text)
     parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
     args = parser.parse_args(argv)
     if not args.show:
@@ -307,7 +309,7 @@ def run(args):
     }
 
     print(f"{args.num_samples} samples, {args.num_steps} steps; p_0 has mean {p_0[0]:g}, std {p_0[1]:g}")
-    print("         sampled mean +- s.e.      exact       sampled std +- s.e.      exact    W_2(law, p_0)    as dt -> 0")
+    print("         sampled mean +- s.e.      exact      sampled std +- s.e.      exact    W_2(law, p_0)    as dt -> 0")
     for name, x_0 in samples.items():
         (exact_mean, exact_std), root_n = outputs[name], args.num_samples**0.5
         print(f"{name} {x_0.mean():12.5g} +- {exact_std / root_n:<8.2g} {exact_mean:10.5g}", end=" ")

@@ -41,7 +41,6 @@ from tqdm import tqdm
 # (x_{t-dt}, x_t) is jointly Gaussian: variances sigma_0^2 + sigma_q^2 (t - dt)
 # and sigma_0^2 + sigma_q^2 t, covariance equal to the first. The rest is linear regression.
 
-
 def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
     """E[x_{t-dt} | x_t] for x_0 ~ N(mu_0, sigma_0^2); exact for every dt.
 
@@ -52,33 +51,25 @@ def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
 
 
 # --------------- The samplers. They know nothing of the data but the reverse mean. ----------------
-
-
 def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
     """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
 
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: array of any shape, samples of the base;
-    num_steps >= 1, dt = 1 / num_steps;  rng: a NumPy Generator.  Yields num_steps arrays like
-    x_1, the last of them x_0.  Raises ZeroDivisionError if num_steps is 0.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError);
+    rng: a NumPy Generator.  Yields num_steps arrays like x_1, the last of them x_0.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         noise = rng.standard_normal(x_t.shape)
         x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
         yield x_t
 
-
 def ddim(reverse_mean, x_1, num_steps):
-    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
+    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t), lam = sigma_t / (sigma_{t-dt} + sigma_t).
 
-    lam = sigma_t / (sigma_{t-dt} + sigma_t) with sigma_t = sigma_q sqrt(t), so sigma_q cancels.
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: array of any shape, samples of the base;
-    num_steps >= 1, dt = 1 / num_steps.  Yields num_steps arrays like x_1, the last of them x_0.
-    Raises ZeroDivisionError if num_steps is 0.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
+    Yields num_steps arrays like x_1, the last of them x_0.  As sigma_t = sigma_q sqrt(t), sigma_q cancels in lam.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
@@ -86,8 +77,6 @@ def ddim(reverse_mean, x_1, num_steps):
 
 
 # -------------- The check. What the samplers must produce, without drawing a sample. --------------
-
-
 def ddpm_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q, noise=1.0):
     """Exact (mean, std) of what `ddpm` returns when x_1 ~ N(mean_1, std_1^2).
 
@@ -103,7 +92,6 @@ def ddpm_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q, noise=1.0):
         variance = slope**2 * variance + noise**2 * sigma_q**2 * dt
     return mean, variance**0.5
 
-
 def ddim_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
     """Exact (mean, std) of what `ddim` returns when x_1 ~ N(mean_1, std_1^2).
 
@@ -118,11 +106,9 @@ def ddim_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
         std = (1 - lam + lam * slope) * std
     return mean, std
 
-
 def wasserstein(mean_a, std_a, mean_b, std_b):
     """2-Wasserstein distance between N(mean_a, std_a^2) and N(mean_b, std_b^2)."""
     return np.hypot(mean_a - mean_b, std_a - std_b)
-
 
 def ddpm_floor(*, mu_0, sigma_0, sigma_q):
     """(|bias|, |std error|) of DDPM started from N(0, sigma_q^2), in the limit dt -> 0.
@@ -133,7 +119,6 @@ def ddpm_floor(*, mu_0, sigma_0, sigma_q):
     """
     r = sigma_0**2 / (sigma_0**2 + sigma_q**2)
     return abs(mu_0) * r, sigma_0 * r**2 / (1 + (1 - r**2) ** 0.5)
-
 
 def ddim_floor(*, mu_0, sigma_0, sigma_q):
     """(|bias|, |std error|) of DDIM started from N(0, sigma_q^2), in the limit dt -> 0.
@@ -147,11 +132,8 @@ def ddim_floor(*, mu_0, sigma_0, sigma_q):
 
 
 # ------------------------------------------ The figures -------------------------------------------
-
-
 def gaussian_density(x, mean, std):
     return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * (2 * np.pi) ** 0.5)
-
 
 def plot_samples(samples, laws, x_1, num_steps, *, mu_0, sigma_0, sigma_q):
     """Base density, then each sampler's histogram with its law and p_0.  samples, laws: by sampler."""
@@ -179,7 +161,6 @@ def plot_samples(samples, laws, x_1, num_steps, *, mu_0, sigma_0, sigma_q):
         ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
     return fig
 
-
 def plot_error_vs_steps(grid, errors, floors):
     """W_2 of the law to p_0.  errors: sampler -> (len(grid), 2), from the base and from p_1."""
     fig, ax = plt.subplots(figsize=(6, 7), layout="constrained")
@@ -196,7 +177,6 @@ def plot_error_vs_steps(grid, errors, floors):
     ax.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.13))
     ax.grid(alpha=0.3)
     return fig
-
 
 def plot_error_vs_sigma_q(sigma_qs, curves, chosen):
     """W_2 of the law to p_0 against sigma_q.  curves: {(sampler, num_steps): errors}."""
@@ -216,8 +196,6 @@ def plot_error_vs_sigma_q(sigma_qs, curves, chosen):
 
 
 # ---------------------------------------- The command line ----------------------------------------
-
-
 @contextlib.contextmanager
 def whole_file(path):
     """Yields a path beside `path` to write to; moves it into place only once it is complete."""
@@ -228,7 +206,6 @@ def whole_file(path):
     finally:
         part.unlink(missing_ok=True)
     print(f"wrote {path}")
-
 
 def between(kind, low, high):
     """An argparse type: an int or a float in [low, high]; NaN and infinity are in no such range."""
@@ -241,7 +218,6 @@ def between(kind, low, high):
         raise argparse.ArgumentTypeError(f"takes {name} from {low} to {high}, not {text!r}")
 
     return parse
-
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
@@ -279,7 +255,6 @@ def parse_arguments(argv):
     except OSError as error:
         parser.error(f"argument --figures-dir: takes a folder to write to, not '{args.figures_dir}' ({error.strerror})")
     return args
-
 
 def run(args):
     rng = np.random.default_rng(args.seed)
@@ -334,7 +309,6 @@ def run(args):
     if args.show:
         plt.show()
     plt.close("all")
-
 
 def main(argv=None):
     """Sample, hold the samples against their law, write the figures.  Exits with 2 on bad input, 1 on a full disk."""

@@ -36,9 +36,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
+
 # ---------------------------------------- The reverse mean ----------------------------------------
-
-
 def reverse_mean(x_t, t, dt, *, a):
     """E[x_{t-dt} | x_t] when x_0 = a; exact for every dt.
 
@@ -48,33 +47,25 @@ def reverse_mean(x_t, t, dt, *, a):
 
 
 # ------------------------------------------ The samplers ------------------------------------------
-
-
 def ddim(reverse_mean, x_1, num_steps):
-    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
+    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t), lam = sigma_t / (sigma_{t-dt} + sigma_t).
 
-    lam = sigma_t / (sigma_{t-dt} + sigma_t) with sigma_t = sigma_q sqrt(t), so sigma_q cancels.
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: array of any shape, samples of the base;
-    num_steps >= 1, dt = 1 / num_steps.  Yields num_steps arrays like x_1, the last of them x_0.
-    Raises ZeroDivisionError if num_steps is 0.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
+    Yields num_steps arrays like x_1, the last of them x_0.  As sigma_t = sigma_q sqrt(t), sigma_q cancels in lam.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
         yield x_t
 
-
 def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
     """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
 
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: array of any shape, samples of the base;
-    num_steps >= 1, dt = 1 / num_steps;  rng: a NumPy Generator.  Yields num_steps arrays like
-    x_1, the last of them x_0.  Raises ZeroDivisionError if num_steps is 0.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError);
+    rng: a NumPy Generator.  Yields num_steps arrays like x_1, the last of them x_0.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         noise = rng.standard_normal(x_t.shape)
         x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
@@ -82,12 +73,9 @@ def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
 
 
 # ------------------- The check. Where the samplers must be, without sampling. ---------------------
-
-
 def ddim_distance(distance_1, t):
     """|x_t - a| along a DDIM trajectory that started at distance |x_1 - a| = distance_1: exact, any dt."""
     return distance_1 * np.sqrt(t)
-
 
 def ddpm_mean_square(num_steps, mean_square_1, sigma_q, d=2):
     """E|x_t - a|^2 for DDPM at t = 1, 1 - dt, ..., 0, given its value at t = 1: exact, any dt.
@@ -100,7 +88,6 @@ def ddpm_mean_square(num_steps, mean_square_1, sigma_q, d=2):
         mean_squares.append(((k - 1) / k) ** 2 * mean_squares[-1] + d * sigma_q**2 / num_steps)
     return np.array(mean_squares)
 
-
 def departure_from_line(x_t, x_1, a):
     """Distance of each x_t from the straight line through its start x_1 and a.  All (n, 2) or (2,); returns (n,)."""
     (ux, uy), (vx, vy) = (x_t - a).T, (x_1 - a).T
@@ -108,19 +95,17 @@ def departure_from_line(x_t, x_1, a):
 
 
 # ------------------------------------------ The figures -------------------------------------------
-
-
 def plot_trajectories(trajectories, a, num_steps):
     """trajectories: (num_steps + 1, n, 2)."""
     fig, ax = plt.subplots(figsize=(6, 6), layout="constrained")
-    ax.plot(trajectories[..., 0], trajectories[..., 1], "o-", color="C0", ms=3, lw=0.7, alpha=0.7, markevery=max(1, num_steps // 50))
+    style = {"color": "C0", "ms": 3, "lw": 0.7, "alpha": 0.7, "markevery": max(1, num_steps // 50)}
+    ax.plot(trajectories[..., 0], trajectories[..., 1], "o-", **style)
     ax.plot(*trajectories[0].T, "o", color="0.3", ms=5, label="$x_1$, drawn from $N(0, \\sigma_q^2 I)$")
     ax.plot([], [], "o-", color="C0", ms=3, lw=0.7, label=f"DDIM, {num_steps} step{'s' * (num_steps > 1)}, each marked")
     ax.plot(*a, "*", color="C1", ms=20, mec="k", label="$a$, all of the data")
     ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title="DDIM runs straight to a point mass")
     ax.legend(fontsize=10, loc="upper left", bbox_to_anchor=(0, -0.12))
     return fig
-
 
 def plot_distances(t, ddim_distances, ddpm_distances, ddpm_rms, exact_rms):
     """t: (num_steps + 1,);  *_distances: (num_steps + 1, n drawn);  *_rms: (num_steps + 1,)."""
@@ -144,8 +129,6 @@ def plot_distances(t, ddim_distances, ddpm_distances, ddpm_rms, exact_rms):
 
 
 # ---------------------------------------- The command line ----------------------------------------
-
-
 @contextlib.contextmanager
 def whole_file(path):
     """Yields a path beside `path` to write to; moves it into place only once it is complete."""
@@ -156,7 +139,6 @@ def whole_file(path):
     finally:
         part.unlink(missing_ok=True)
     print(f"wrote {path}")
-
 
 def between(kind, low, high):
     """An argparse type: an int or a float in [low, high]; NaN and infinity are in no such range."""
@@ -170,14 +152,12 @@ def between(kind, low, high):
 
     return parse
 
-
 def point(text):
     """An argparse type: X,Y with both coordinates in [-1e6, 1e6]."""
     with contextlib.suppress(ValueError, argparse.ArgumentTypeError):
         x, y = (between(float, -1e6, 1e6)(number) for number in text.split(","))
         return np.array([x, y])
     raise argparse.ArgumentTypeError(f"takes X,Y, two numbers from -1000000.0 to 1000000.0, not {text!r}")
-
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
@@ -214,7 +194,6 @@ def parse_arguments(argv):
     except OSError as error:
         parser.error(f"argument --figures-dir: takes a folder to write to, not '{args.figures_dir}' ({error.strerror})")
     return args
-
 
 def run(args):
     rng = np.random.default_rng(args.seed)
@@ -265,7 +244,6 @@ def run(args):
     if args.show:
         plt.show()
     plt.close("all")
-
 
 def main(argv=None):
     """Sample, hold the samples against their law, write the figures.  Exits with 2 on bad input, 1 on a full disk."""

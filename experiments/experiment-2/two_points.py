@@ -39,9 +39,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from tqdm import tqdm
 
+
 # --------------------------------- The posterior and the reverse mean ---------------------------------
-
-
 def posterior(x_t, t, *, points, weights, sigma_q):
     """p(x_0 = a_i | x_t) by Bayes' rule, for every sample and every point.
 
@@ -61,7 +60,6 @@ def posterior(x_t, t, *, points, weights, sigma_q):
     odds = np.exp(dots / variance + log_weights - log_weights[likeliest, 0])
     return (odds / odds.sum(axis=0)).T
 
-
 def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
     """E[x_{t-dt} | x_t] when x_0 is points[i] with probability weights[i]; exact for every dt.
 
@@ -72,18 +70,13 @@ def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
 
 
 # ------------------------------------------ The sampler -------------------------------------------
-
-
 def ddim(reverse_mean, x_1, num_steps):
-    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
+    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t), lam = sigma_t / (sigma_{t-dt} + sigma_t).
 
-    lam = sigma_t / (sigma_{t-dt} + sigma_t) with sigma_t = sigma_q sqrt(t), so sigma_q cancels.
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: array of any shape, samples of the base;
-    num_steps >= 1, dt = 1 / num_steps.  Yields num_steps arrays like x_1, the last of them x_0.
-    Raises ZeroDivisionError if num_steps is 0.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
+    Yields num_steps arrays like x_1, the last of them x_0.  As sigma_t = sigma_q sqrt(t), sigma_q cancels in lam.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
@@ -91,13 +84,10 @@ def ddim(reverse_mean, x_1, num_steps):
 
 
 # ------------------------------------------- The check --------------------------------------------
-
-
 def draw_p_1(n, rng, *, points, weights, sigma_q):
     """n draws from the true p_1, that is x_0 + N(0, sigma_q^2 I).  Returns (n, d)."""
     x_0 = points[rng.choice(len(points), size=n, p=weights)]
     return x_0 + sigma_q * rng.standard_normal(x_0.shape)
-
 
 def exact_share(points, weights, sigma_q):
     """Share of N(0, sigma_q^2 I) that the probability-flow ODE carries to the first of two points.
@@ -116,11 +106,9 @@ def exact_share(points, weights, sigma_q):
         low, high = (low, s) if excess > 0 else (s, high)
     return cdf(s / sigma_q)
 
-
 def reached(x_0, points):
     """Index of the point nearest to each x_0.  x_0: (n, d);  points: (k, d).  Returns (n,)."""
     return np.argmin([np.sum((x_0 - a) ** 2, axis=1) for a in points], axis=0)
-
 
 def errors_vs_steps(mean, x_1, step_counts, reference_steps):
     """Distance of DDIM from the probability-flow ODE: from DDIM with `reference_steps` steps.
@@ -138,8 +126,6 @@ def errors_vs_steps(mean, x_1, step_counts, reference_steps):
 
 
 # ------------------------------------------ The figures -------------------------------------------
-
-
 def plot_trajectories(trajectories, ends, num_steps, *, points, weights, sigma_q):
     """trajectories: (num_steps + 1, n, 2);  ends: (n,), the index of the point that each reached."""
     fig, ax = plt.subplots(figsize=(6, 6.4), layout="constrained")
@@ -168,7 +154,6 @@ def plot_trajectories(trajectories, ends, num_steps, *, points, weights, sigma_q
     ax.legend(fontsize=10, loc="upper left", bbox_to_anchor=(0, -0.11))
     return fig
 
-
 def plot_errors(step_counts, along, at_end, slope):
     fig, ax = plt.subplots(figsize=(6, 5), layout="constrained")
     ax.loglog(step_counts, along, "o-", color="C0", label=f"at t = .2, .4, .6, .8: slope {slope:.2f}")
@@ -185,8 +170,6 @@ def plot_errors(step_counts, along, at_end, slope):
 
 
 # ---------------------------------------- The command line ----------------------------------------
-
-
 @contextlib.contextmanager
 def whole_file(path):
     """Yields a path beside `path` to write to; moves it into place only once it is complete."""
@@ -197,7 +180,6 @@ def whole_file(path):
     finally:
         part.unlink(missing_ok=True)
     print(f"wrote {path}")
-
 
 def between(kind, low, high):
     """An argparse type: an int or a float in [low, high]; NaN and infinity are in no such range."""
@@ -211,14 +193,12 @@ def between(kind, low, high):
 
     return parse
 
-
 def point(text):
     """An argparse type: X,Y with both coordinates in [-1e6, 1e6]."""
     with contextlib.suppress(ValueError, argparse.ArgumentTypeError):
         x, y = (between(float, -1e6, 1e6)(number) for number in text.split(","))
         return x, y
     raise argparse.ArgumentTypeError(f"takes X,Y, two numbers from -1000000.0 to 1000000.0, not {text!r}")
-
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
@@ -265,7 +245,6 @@ def parse_arguments(argv):
         parser.error(f"argument --figures-dir: takes a folder to write to, not '{args.figures_dir}' ({error.strerror})")
     return args
 
-
 def run(args):
     rng = np.random.default_rng(args.seed)
     points, weights = np.array(args.points), np.array(args.weights) / sum(args.weights)
@@ -285,8 +264,7 @@ def run(args):
     step_counts = [5, 10, 20, 50, 100, 200]
     along, at_end = errors_vs_steps(mean, starts["true p_1"][:1000], step_counts, 50 * step_counts[-1])
     slope = np.polyfit(np.log(step_counts[2:]), np.log(np.maximum(along[2:], 1e-300)), 1)[0]
-
-    print(f"{args.num_samples} samples, {args.num_steps} steps, sigma_q {args.sigma_q:g}.  Share DDIM takes to each point,")
+    print(f"{args.num_samples} samples, {args.num_steps} steps, sigma_q {args.sigma_q:g}.  Shares by DDIM,")
     print("                              from the true p_1              from N(0, sigma_q^2 I)")
     print("                    point     sampled +- s.e.    exact       sampled +- s.e.    exact (dt -> 0)")
     base_share = [1.0] if len(points) == 1 else [np.nan] * len(points)  # of three or more: no closed form
@@ -313,7 +291,6 @@ def run(args):
     if args.show:
         plt.show()
     plt.close("all")
-
 
 def main(argv=None):
     """Sample, hold the samples against their law, write the figures.  Exits with 2 on bad input, 1 on a full disk."""

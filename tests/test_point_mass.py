@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # deprecations: matplotlib's own
 
 A = np.array([1.5, -0.75])
 

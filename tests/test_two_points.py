@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # deprecations: matplotlib's own
 
 PAIR = np.array([[-1.5, -1.0], [1.5, 1.0]])
 HALVES, UNEQUAL = np.array([0.5, 0.5]), np.array([0.8, 0.2])

@@ -114,20 +114,20 @@ def flow(velocity, x_1, num_steps):
 
 
 # ------------------------------------------- The check --------------------------------------------
-def exact_velocity(x_t, t, num_panels=64, num_radii=20, rows=100):
+def exact_velocity(x_t, t, num_panels=80, num_radii=20, rows=100):
     """E[x_0 - x_1 | x_t] = (x_t - E[x_1 | x_t]) / (1 - t), by quadrature in double precision.
 
     With w = x_t - (1 - t) c(theta) and s = 0.1 (1 - t), x_t given theta and x_1 is N(t x_1 + (1 - t) c(theta), s^2 I).
     For |x_1| = r, the angle of x_1 integrates to p(theta, r | x_t) ~ exp(-(|w| - t r)^2 / (2 s^2)) I0e(|w| t r / s^2)
     and E[x_1 | x_t, theta, r] = r (w / |w|) I1e / I0e, with I0e, I1e the scaled Bessel functions.  That leaves theta,
-    8 Gauss-Legendre nodes on panels even in arc length, and r, on the part of [2.5, 3] within 6 s / t of |w| / t.
+    8 Gauss-Legendre nodes on panels about even in arc length, and r, on the part of [2.5, 3] within 6 s / t of |w| / t.
     x_t: (n, 2);  t: (n,) or a float, 0 <= t < 1 (else ValueError).  Returns (n, 2), double.
     """
     t = torch.as_tensor(t, dtype=torch.double).expand(len(x_t))
     if not (t.min() >= 0 and t.max() < 1):
         raise ValueError("t is not in [0, 1)")
     grid = np.linspace(0, 2 * math.pi * TURNS, 10_000)
-    length = grid * np.sqrt(1 + grid**2) + np.arcsinh(grid)  # of the arc, times 4 pi
+    length = grid * np.sqrt(1 + grid**2) + np.arcsinh(grid) + 3 * grid  # of the arc, times 4 pi; and some of the angle
     edges = np.interp(np.linspace(0, length[-1], num_panels + 1), length, grid)
     nodes, weights = (torch.tensor(q) for q in np.polynomial.legendre.leggauss(8))
     middle, half = torch.tensor(edges[1:] + edges[:-1])[:, None] / 2, torch.tensor(np.diff(edges))[:, None] / 2

@@ -22,6 +22,7 @@ Run:  python gaussian.py        (python gaussian.py --help lists what can be cha
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import signal
@@ -196,12 +197,11 @@ def plot_error_vs_sigma_q(sigma_qs, curves, chosen):
 
 
 # ---------------------------------------- The command line ----------------------------------------
-@contextlib.contextmanager
-def whole_file(path):
-    """Yields a path beside `path` to write to; moves it into place only once it is complete."""
+def write_whole(path, data):
+    """Writes bytes beside `path`, and moves that file into place only once it is complete."""
     part = path.with_name(f".part-{path.name}")
     try:
-        yield part
+        part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -229,7 +229,7 @@ def parse_arguments(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line, no usage
-    parser._negative_number_matcher = re.compile(r"-[\d.]")  # -1e6 is a value, not an option
+    parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e6 is a value, not an option
 
     def add(name, kind, default, text):
         parser.add_argument(name, type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
@@ -291,7 +291,7 @@ def run(args):
         print(f"{x_0.std():13.5g} +- {exact_std / (2**0.5 * root_n):<8.2g} {exact_std:10.5g}", end=" ")
         print(f"{wasserstein(exact_mean, exact_std, *p_0):15.4g} {np.hypot(*floors[name]):15.4g}")
     for name in samples:
-        order = -np.polyfit(np.log(grid[grid >= 1000]), np.log(errors[name][grid >= 1000, 1]), 1)[0]
+        order = -np.polyfit(np.log(grid[grid >= 1000]), np.log(errors[name][grid >= 1000, 1] + 1e-300), 1)[0]
         best = sigma_qs[np.argmin(by_sigma_q[name, 1000])]
         print(f"{name}  from p_1, error ~ dt^{order:.2f} (1000 to 10000 steps); best sigma_q at 1000 steps: {best:.1f}")
     lost = laws["no noise"](args.num_steps, *p_1, **data)[1]
@@ -304,8 +304,9 @@ def run(args):
         "experiment-0-error-vs-sigma-q.jpg": plot_error_vs_sigma_q(sigma_qs, by_sigma_q, args.sigma_q),
     }
     for name, fig in figures.items():
-        with whole_file(args.figures_dir / name) as part:
-            fig.savefig(part, dpi=120)
+        buffer = io.BytesIO()  # not the file itself: a full disk would go unnoticed
+        fig.savefig(buffer, format="jpg", dpi=120)
+        write_whole(args.figures_dir / name, buffer.getvalue())
     if args.show:
         plt.show()
     plt.close("all")

@@ -22,6 +22,7 @@ Run:  python two_points.py        (python two_points.py --help lists what can be
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import re
@@ -179,12 +180,11 @@ def plot_errors(step_counts, along, at_end, slope):
 
 
 # ---------------------------------------- The command line ----------------------------------------
-@contextlib.contextmanager
-def whole_file(path):
-    """Yields a path beside `path` to write to; moves it into place only once it is complete."""
+def write_whole(path, data):
+    """Writes bytes beside `path`, and moves that file into place only once it is complete."""
     part = path.with_name(f".part-{path.name}")
     try:
-        yield part
+        part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -220,7 +220,7 @@ def parse_arguments(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line, no usage
-    parser._negative_number_matcher = re.compile(r"-[\d.]")  # -1,2 is a value, not an option
+    parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1,2 is a value, not an option
 
     def add(name, kind, default, text):
         parser.add_argument(name, type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
@@ -295,8 +295,9 @@ def run(args):
         "experiment-2-error-vs-steps.jpg": plot_errors(step_counts, along, at_end, slope),
     }
     for name, fig in figures.items():
-        with whole_file(args.figures_dir / name) as part:
-            fig.savefig(part, dpi=120)
+        buffer = io.BytesIO()  # not the file itself: a full disk would go unnoticed
+        fig.savefig(buffer, format="jpg", dpi=120)
+        write_whole(args.figures_dir / name, buffer.getvalue())
     if args.show:
         plt.show()
     plt.close("all")

@@ -178,7 +178,8 @@ def plot_loss(losses, bayes):
     means = np.convolve(losses, np.ones(window) / window, mode="valid")
     ax.semilogy(np.arange(1, len(losses) + 1), losses, ".", color="0.8", ms=2, label="loss of each step")
     ax.semilogy(np.arange(window, len(losses) + 1), means, "C0.-", ms=1, label=f"mean of {window} steps")
-    ax.axhline(bayes, color="k", ls="--", lw=1.2, label=f"Bayes error, {bayes:.3f}: no network can beat it")
+    if math.isfinite(bayes):
+        ax.axhline(bayes, color="k", ls="--", lw=1.2, label=f"Bayes error, {bayes:.3f}: no network can beat it")
     ax.set(xlabel="training step", ylabel="weighted squared error", title="The loss falls to the Bayes error and stays")
     ax.legend(fontsize=11)
     return fig
@@ -193,8 +194,8 @@ def plot_fields(denoisers, sigma_q, excesses, rng):
             style = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": 1}
             ax.quiver(*x_t.T.cpu(), *move.T.cpu(), label=name, **style)
         ax.plot(*curve(torch.linspace(math.pi / 2, 4 * math.pi, 300)).T, "k", lw=0.8, label="the data")
-        title = f"$E[x_0\\,|\\,x_t] - x_t$ at t = {t:g}: excess error {excesses.get(t, math.nan):.2%}"
-        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=title)
+        percent = f": excess error {excesses[t]:.2%}" if t in excesses else ""
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=f"$E[x_0\\,|\\,x_t] - x_t$ at t = {t:g}{percent}")
         ax.legend(fontsize=10, loc="upper left")
     return fig
 
@@ -214,12 +215,11 @@ def plot_budget(distances, floor, spread):
 
 
 # ---------------------------------------- The command line ----------------------------------------
-@contextlib.contextmanager
-def whole_file(path):
-    """Yields a path beside `path` to write to, and moves that file into place only once it is complete."""
+def write_whole(path, data):
+    """Writes bytes beside `path`, and moves that file into place only once it is complete."""
     part = path.with_name(f".part-{path.name}")
     try:
-        yield part
+        part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -232,7 +232,7 @@ def load(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         denoiser = Denoiser(saved["settings"]["sigma_q"])
         denoiser.load_state_dict(saved["network"])
-        denoiser.losses, denoiser.settings = saved["losses"], saved["settings"]
+        denoiser.losses, denoiser.settings = [float(loss) for loss in saved["losses"]], dict(saved["settings"])
     except Exception as error:  # zipfile and torch raise many kinds for a broken file
         raise ValueError(f"'{path}' is not a whole checkpoint of {Path(__file__).name}") from error
     return denoiser.requires_grad_(False)
@@ -247,8 +247,7 @@ def run(args, settings, denoiser):
     if args.checkpoint and not args.checkpoint.exists():
         buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": denoiser.state_dict()}
         torch.save(saved, buffer)
-        with whole_file(args.checkpoint) as part:
-            part.write_bytes(buffer.getvalue())
+        write_whole(args.checkpoint, buffer.getvalue())
     rng.manual_seed(args.seed ^ 1)  # so that what follows is the same for a network trained now or loaded
     denoisers, bayes, excesses = {"learned": denoiser}, torch.tensor([math.nan]), {}
     if sigma_q * MIN_T**0.5 >= MIN_SIGMA_T:
@@ -259,8 +258,8 @@ def run(args, settings, denoiser):
             excesses[t] = excess / floor
             print(f"t = {t:<5g}  Bayes error {floor:9.3g}   the learned denoiser's excess over it {excesses[t]:8.3%}")
         print(f"mean over t {np.mean(list(excesses.values())):59.3%}")
-    floor, error = bayes.mean(), bayes.std(correction=0) / len(bayes) ** 0.5
-    print(f"loss of the last 500 steps {np.mean(losses[-500:]):.4f}; Bayes error {floor:.4f} +- {error:.4f} (s.e.)")
+    floor = f"{bayes.mean():.4f} +- {bayes.std(correction=0) / len(bayes) ** 0.5:.4f} (s.e.)"
+    print(f"loss of the last 500 steps {np.mean(losses[-500:]):.4f}; Bayes error {floor if excesses else 'unresolved'}")
     data = swiss_roll(n, rng)
     noise = sigma_q * torch.randn(data.shape, generator=rng, device=rng.device)
     starts, samples = {"base": noise, "$p_1$": data + noise}, {}
@@ -287,8 +286,9 @@ def run(args, settings, denoiser):
         panels = {title: {"data": (data, "0.8", 12), "samples": layer} for title, layer in layers.items()}
         figures[f"eval_{name.lower()}_samples.jpg"] = plot_points(panels)
     for name, fig in figures.items():
-        with whole_file(args.figures_dir / name) as part:
-            fig.savefig(part, dpi=100)
+        buffer = io.BytesIO()  # not the file itself: a full disk would go unnoticed
+        fig.savefig(buffer, format="jpg", dpi=100)
+        write_whole(args.figures_dir / name, buffer.getvalue())
     plt.show() if args.show else plt.close("all")
 
 def main(argv=None):

@@ -30,7 +30,7 @@ if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line an
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.animation import PillowWriter
 from torch import nn
 from tqdm import tqdm
 
@@ -87,7 +87,7 @@ def train(*, train_steps, batch_size, learning_rate, rng):
         torch.manual_seed(rng.initial_seed())
         velocity = Velocity().to(rng.device)
     optimizer = torch.optim.Adam(velocity.parameters(), fused=rng.device.type != "mps")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=train_steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=train_steps, pct_start=0.15)
     losses, progress = [], tqdm(range(train_steps), desc="training", disable=None)
     for step in progress:
         x_t, t, target = random_pairs(batch_size, rng)
@@ -201,28 +201,31 @@ def plot_trajectories(paths, fields):
         ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-4.2, 4.2), ylim=(-4.2, 4.2))
     return fig
 
-def animate(paths, target, path):
-    """Writes a GIF to `path`: the points flow over the faint target.  paths: (num_steps + 1, n, 2)."""
+def animate(paths, target):
+    """The bytes of a GIF: the points flow over the faint target.  paths: (num_steps + 1, n, 2)."""
     fig, ax = plt.subplots(figsize=(4.4, 4.6), layout="constrained")
     ax.scatter(*target.T, s=1, color="0.85")
     dots = ax.scatter(*paths[0].T, s=3, c=paths[0, :, 1], cmap="viridis")
     ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-3.8, 3.8), ylim=(-3.8, 3.8))
-    times = np.unique(np.linspace(0, len(paths) - 1, 51).round().astype(int))
-
-    def draw(k):
+    frames = np.unique(np.linspace(0, len(paths) - 1, 51).round().astype(int))
+    writer, buffer = PillowWriter(fps=12), io.BytesIO()
+    buffer.name = "scatter.gif"  # which says the format
+    writer.setup(fig, buffer.name, dpi=80)
+    writer.outfile = buffer
+    for k in [*frames, *[frames[-1]] * 15]:  # a pause at the end
         dots.set_offsets(paths[k])
         ax.set_title(f"t = {1 - k / (len(paths) - 1):.2f}", family="monospace")
-
-    FuncAnimation(fig, draw, frames=[*times, *[times[-1]] * 15]).save(path, writer=PillowWriter(fps=12), dpi=80)
+        writer.grab_frame()
+    writer.finish()
+    return buffer.getvalue()
 
 
 # ---------------------------------------- The command line ----------------------------------------
-@contextlib.contextmanager
-def whole_file(path):
-    """Yields a path beside `path` to write to, and moves that file into place only once it is complete."""
+def write_whole(path, data):
+    """Writes bytes beside `path`, and moves that file into place only once it is complete."""
     part = path.with_name(f".part-{path.name}")
     try:
-        yield part
+        part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -235,7 +238,7 @@ def load(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         velocity = Velocity()
         velocity.load_state_dict(saved["network"])
-        velocity.losses, velocity.settings = saved["losses"], saved["settings"]
+        velocity.losses, velocity.settings = [float(loss) for loss in saved["losses"]], dict(saved["settings"])
     except Exception as error:  # zipfile and torch raise many kinds for a broken file
         raise ValueError(f"'{path}' is not a whole checkpoint of {Path(__file__).name}") from error
     return velocity.requires_grad_(False)
@@ -250,8 +253,7 @@ def run(args, settings, velocity):
     if args.checkpoint and not args.checkpoint.exists():
         buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": velocity.state_dict()}
         torch.save(saved, buffer)
-        with whole_file(args.checkpoint) as part:
-            part.write_bytes(buffer.getvalue())
+        write_whole(args.checkpoint, buffer.getvalue())
     rng.manual_seed(args.seed ^ 1)  # so that what follows is the same for a network trained now or loaded
     fields, errors = {}, []
     for t in (0.95, 0.8, 0.6, 0.4, 0.2, 0.05):
@@ -285,10 +287,10 @@ def run(args, settings, velocity):
     figures = {"data.jpg": plot_data(x_0, x_1), "train_loss.jpg": plot_loss(losses, floor, floor_error)}
     figures["trajectories.jpg"] = plot_trajectories(drawn[:, :300], {t: fields[t] for t in (0.8, 0.4, 0.05)})
     for name, fig in figures.items():
-        with whole_file(args.figures_dir / name) as part:
-            fig.savefig(part, dpi=100)
-    with whole_file(args.figures_dir / "scatter.gif") as part:
-        animate(drawn, x_0, part)
+        buffer = io.BytesIO()  # not the file itself: a full disk would go unnoticed
+        fig.savefig(buffer, format="jpg", dpi=100)
+        write_whole(args.figures_dir / name, buffer.getvalue())
+    write_whole(args.figures_dir / "scatter.gif", animate(drawn, x_0))
     plt.show() if args.show else plt.close("all")
 
 def main(argv=None):

@@ -83,17 +83,17 @@ def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
         denoiser = Denoiser(sigma_q).to(rng.device)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=rng.device.type != "mps")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=train_steps)
-    losses, progress = [], tqdm(range(train_steps), desc="training", disable=None)
-    for step in progress:
+    losses = torch.empty(train_steps, device=rng.device)
+    for step in (progress := tqdm(range(train_steps), desc="training", disable=None)):
         loss = losses_of(denoiser, batch_size, sigma_q, rng).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.detach())
+        losses[step] = loss.detach()
         if step % 100 == 0:
             progress.set_postfix(loss=f"{loss:.3f}")
-    return denoiser.requires_grad_(False), torch.stack(losses).tolist()
+    return denoiser.requires_grad_(False), losses.tolist()
 
 
 # ------------------------------- The reverse mean and the samplers --------------------------------

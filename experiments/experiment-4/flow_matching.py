@@ -88,18 +88,18 @@ def train(*, train_steps, batch_size, learning_rate, rng):
         velocity = Velocity().to(rng.device)
     optimizer = torch.optim.Adam(velocity.parameters(), fused=rng.device.type != "mps")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=train_steps, pct_start=0.15)
-    losses, progress = [], tqdm(range(train_steps), desc="training", disable=None)
-    for step in progress:
+    losses = torch.empty(train_steps, device=rng.device)
+    for step in (progress := tqdm(range(train_steps), desc="training", disable=None)):
         x_t, t, target = random_pairs(batch_size, rng)
         loss = (velocity(x_t, t) - target).square().sum(dim=1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.detach())
+        losses[step] = loss.detach()
         if step % 100 == 0:
             progress.set_postfix(loss=f"{loss:.3f}")
-    return velocity.requires_grad_(False), torch.stack(losses).tolist()
+    return velocity.requires_grad_(False), losses.tolist()
 
 def flow(velocity, x_1, num_steps):
     """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt, for t = 1, 1 - dt, ..., dt.

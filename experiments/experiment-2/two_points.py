@@ -11,11 +11,10 @@ p_1 in that direction (`exact_share`). From the true p_1 the shares are then the
 N(0, sigma_q^2 I), which is not p_1, they are not, unless symmetry makes them so: the table shows both.
 
 What to look for in figures/:
-  experiment-2-sample-trajectories-ddim.jpg   the shade is p(x_0 = a_i | x_1 = x); the line where it is 1/2
-                                              parts the trajectories (with equal weights: none crosses it)
-  experiment-2-error-vs-steps.jpg             distance to the ODE's solution: slope -1 along the way, and
-                                              faster than any power at t = 0, where all that counts is
-                                              which point was reached
+  experiment-2-sample-trajectories-ddim.jpg   the shade is p(x_0 = a_i | x_1 = x); with equal weights, no trajectory
+                                              crosses the line where it is 1/2
+  experiment-2-error-vs-steps.jpg             distance to the ODE's solution: slope -1 along the way; at t = 0 all
+                                              that counts is which point was reached
 
 Run:  python two_points.py        (python two_points.py --help lists what can be changed)
 """
@@ -94,7 +93,7 @@ def draw_p_1(n, rng, *, points, weights, sigma_q):
     return x_0 + sigma_q * rng.standard_normal(x_0.shape)
 
 def log_tail(z):
-    """log P(N(0, 1) > z); where the tail itself would underflow, from its asymptotic series."""
+    """log P(N(0, 1) > z), a float; where the tail itself would underflow, from its asymptotic series."""
     if z < 30:
         return math.log(math.erfc(z / 2**0.5) / 2)
     return -(z**2) / 2 - math.log(z * (2 * math.pi) ** 0.5) - 1 / z**2 + 2.5 / z**4
@@ -165,10 +164,11 @@ def plot_trajectories(trajectories, ends, num_steps, *, points, weights, sigma_q
     return fig
 
 def plot_errors(step_counts, along, at_end, slope):
+    """step_counts, along, at_end: lists of one length;  slope: of log along against log step_counts."""
     fig, ax = plt.subplots(figsize=(6, 5), layout="constrained")
     ax.loglog(step_counts, along, "o-", color="C0", label=f"at t = .2, .4, .6, .8: slope {slope:.2f}")
     ax.loglog(step_counts, along[-1] * step_counts[-1] / np.array(step_counts), "k--", lw=1, label="slope $-1$")
-    ax.loglog(step_counts, at_end, "s-", color="C1", label="at t = 0: faster than any power")
+    ax.loglog(step_counts, at_end, "s-", color="C1", label="at t = 0, the end")
     ax.set_ylim(bottom=max(along[-1] / 100, 1e-18))
     ax.set(xlabel=r"num_steps $= 1/\Delta t$", ylabel="RMS distance to the ODE's solution")
     ax.set_title("DDIM solves the probability-flow ODE to first order")

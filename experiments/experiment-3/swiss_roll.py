@@ -5,7 +5,7 @@ learns the denoiser E[x_0 | x_t]; eq. (24) of the tutorial turns it into the rev
 The data lies on a curve, so E[x_0 | x_t] is an integral along it (`exact_denoiser`). So the loss has a known floor, the
 Bayes error, and the samplers can be run with an ideal denoiser: what still parts its samples from data is not learning.
 What to look for in figures/:
-  data.jpg, train_loss.jpg   the curve; the loss falls to the Bayes error and stays
+  data.jpg, train_loss.jpg   the curve; the loss falls to the Bayes error
   eval_*_samples.jpg         DDPM and DDIM samples over the data; DDIM remembers its start, so the base's error more
   learned-vs-exact.jpg       the learned field lies on the exact one
   error-budget.jpg           distance to the data: how much is base, steps, learning, and chance
@@ -147,7 +147,7 @@ def exact_denoiser(x_t, t, *, sigma_q):
     return torch.cat([((x @ c.T - half_square) / v + log_w).softmax(dim=1) @ c for x, v in pieces])
 
 def excess_error(denoiser, t, sigma_q, rng, n=20_000):
-    """(E|f - exact|^2, Bayes error E|x_0 - exact|^2) at time t, from n draws; their sum is the expected loss at t."""
+    """(E|f - exact|^2, Bayes error E|x_0 - exact|^2) at time t, from n draws; unweighted."""
     x_0 = swiss_roll(n, rng)
     x_t = add_noise(x_0, t, sigma_q, rng)
     exact = exact_denoiser(x_t.double(), t, sigma_q=sigma_q)
@@ -180,7 +180,7 @@ def plot_loss(losses, bayes):
     ax.semilogy(np.arange(window, len(losses) + 1), means, "C0.-", ms=1, label=f"mean of {window} steps")
     if math.isfinite(bayes):
         ax.axhline(bayes, color="k", ls="--", lw=1.2, label=f"Bayes error, {bayes:.3f}: no network can beat it")
-    ax.set(xlabel="training step", ylabel="weighted squared error", title="The loss falls to the Bayes error and stays")
+    ax.set(xlabel="training step", ylabel="weighted squared error", title="Training loss and the Bayes error")
     ax.legend(fontsize=11)
     return fig
 
@@ -188,11 +188,10 @@ def plot_fields(denoisers, sigma_q, excesses, rng):
     """For three t: E[x_0 | x_t] - x_t as arrows from draws of x_t, learned on exact."""
     fig, axes = plt.subplots(3, 1, figsize=(5, 14), layout="constrained")
     for ax, t in zip(axes, (0.01, 0.1, 1.0)):
-        x_t = add_noise(swiss_roll(150, rng), t, sigma_q, rng)
+        x_t = add_noise(swiss_roll(150 if t < 1 else 40, rng), t, sigma_q, rng)
         for name, color, width in [("exact", "0.65", 0.012), ("learned", "C0", 0.0035)][-len(denoisers) :]:
-            move = denoisers[name](x_t, t) - x_t
             style = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": 1}
-            ax.quiver(*x_t.T.cpu(), *move.T.cpu(), label=name, **style)
+            ax.quiver(*x_t.T.cpu(), *(denoisers[name](x_t, t) - x_t).T.cpu(), label=name, **style)
         ax.plot(*curve(torch.linspace(math.pi / 2, 4 * math.pi, 300)).T, "k", lw=0.8, label="the data")
         percent = f": excess error {excesses[t]:.2%}" if t in excesses else ""
         ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=f"$E[x_0\\,|\\,x_t] - x_t$ at t = {t:g}{percent}")
@@ -207,9 +206,9 @@ def plot_budget(distances, floor, spread):
         heights = [distances.get((which, *run), np.nan) for run in runs]
         ax.semilogy(range(len(runs)), heights, marker, ms=10, mew=2, label=f"{which} denoiser")
     ax.axhspan(floor - spread, floor + spread, color="0.88")
-    ax.axhline(floor, color="k", ls="--", lw=1, label=f"between two data sets: {floor:.4f} $\\pm$ {spread:.4f}")
+    ax.axhline(floor, color="k", ls="--", lw=1, label=f"between two data sets: {floor:.4f} $\\pm$ {spread:.4f} (s.d.)")
     ax.set_xticks(range(len(runs)), [f"{sampler}\nfrom {start}" for start, sampler in runs])
-    ax.set(ylabel="sliced $W_2$ to the data", title="From the true $p_1$, little is left but chance", xlim=(-0.5, 3.5))
+    ax.set(ylabel="sliced $W_2$ to the data", title="Distance to data: base or $p_1$, learned or not", xlim=(-0.5, 3.5))
     ax.legend(fontsize=10)
     return fig
 
@@ -228,7 +227,8 @@ def write_whole(path, data):
 def load(path):
     """The Denoiser that --checkpoint saved (no code in it is run), with `losses` and `settings`.  Else: ValueError."""
     try:
-        assert zipfile.ZipFile(path).testzip() is None  # every byte is as it was written
+        if zipfile.ZipFile(path).testzip() is not None:
+            raise ValueError("some bytes are not as they were written")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         denoiser = Denoiser(saved["settings"]["sigma_q"])
         denoiser.load_state_dict(saved["network"])
@@ -243,7 +243,7 @@ def run(args, settings, denoiser):
     training = {key: settings[key] for key in settings if key != "seed"}
     denoiser, losses = (denoiser.to(args.device), denoiser.losses) if denoiser else train(**training, rng=rng)
     if not math.isfinite(sum(losses)):
-        raise OSError("the training diverged; try a smaller --learning-rate")
+        sys.exit("the training diverged; try a smaller --learning-rate")
     if args.checkpoint and not args.checkpoint.exists():
         buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": denoiser.state_dict()}
         torch.save(saved, buffer)

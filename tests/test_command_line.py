@@ -209,8 +209,7 @@ EXTREME = [
     (3, f"{LEAST} {LAST} --train-steps 1 --batch-size 1"),
     (3, f"{FEW} --sigma-q 1e-6 --train-steps 10 --batch-size 2"),
     (3, f"{FEW} --sigma-q 1e6 --train-steps 3 --batch-size 2"),
-    (4, f"{LEAST} {LAST} --train-steps 1 --batch-size 1"),
-    (4, f"{FEW} --train-steps 10 --batch-size 2"),
+    (4, f"{LEAST} {LAST} --train-steps 10 --batch-size 1"),
 ]
 
 
@@ -473,7 +472,7 @@ def test_an_interrupt_is_one_line_and_leaves_the_figures(figures, event, text):
     assert tree(figures) == before
 
 
-@pytest.mark.parametrize(("k", "seconds", "arguments"), [(1, 2, "--num-steps 10000"), (3, 1, ""), (4, 4.5, "")])
+@pytest.mark.parametrize(("k", "seconds", "arguments"), [(1, 2, "--num-steps 10000"), (3, 1, ""), (4, 3.5, "")])
 def test_an_interrupt_from_the_keyboard(runs, tmp_path, k, seconds, arguments):
     many = ["--num-samples", 10**6, *arguments.split(), "--figures-dir", tmp_path]
     process = start([EXPERIMENTS / SCRIPTS[k], *many])
@@ -495,8 +494,7 @@ def full_disk(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("k", range(3))
-@pytest.mark.parametrize("size", [0, 5000])
+@pytest.mark.parametrize(("k", "size"), [(0, 5000), (1, 0), (1, 5000), (2, 5000)])
 def test_a_full_disk_is_one_line_and_leaves_the_figures(modules, runs, tmp_path, k, size):
     for name, data in contents(runs(k)[0] / "figures").items():
         (tmp_path / name).write_bytes(data)

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ninterrupted\n"), sys.exit(130)))
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +49,6 @@ def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
     """
     variance_t = sigma_0**2 + sigma_q**2 * t
     return (sigma_0**2 + sigma_q**2 * (t - dt)) / variance_t * x_t + sigma_q**2 * dt / variance_t * mu_0
-
 
 # --------------- The samplers. They know nothing of the data but the reverse mean. ----------------
 def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
@@ -75,7 +74,6 @@ def ddim(reverse_mean, x_1, num_steps):
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
         yield x_t
-
 
 # -------------- The check. What the samplers must produce, without drawing a sample. --------------
 def ddpm_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q, noise=1.0):
@@ -130,7 +128,6 @@ def ddim_floor(*, mu_0, sigma_0, sigma_q):
     """
     std_1 = np.hypot(sigma_0, sigma_q)
     return abs(mu_0) * sigma_0 / std_1, sigma_0 * sigma_0**2 / (std_1 * (std_1 + sigma_q))
-
 
 # ------------------------------------------ The figures -------------------------------------------
 def gaussian_density(x, mean, std):
@@ -194,7 +191,6 @@ def plot_error_vs_sigma_q(sigma_qs, curves, chosen):
     ax.legend(fontsize=9, ncols=2)
     ax.grid(alpha=0.3)
     return fig
-
 
 # ---------------------------------------- The command line ----------------------------------------
 def write_whole(path, data):
@@ -321,5 +317,7 @@ def main(argv=None):
         sys.exit(1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
     main()

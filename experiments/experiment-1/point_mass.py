@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ninterrupted\n"), sys.exit(130)))
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +45,6 @@ def reverse_mean(x_t, t, dt, *, a):
     x_t: (..., d) points at time t;  0 < dt <= t <= 1;  a: (d,).  Returns the shape of x_t.
     """
     return ((t - dt) / t) * x_t + (dt / t) * a
-
 
 # ------------------------------------------ The samplers ------------------------------------------
 def ddim(reverse_mean, x_1, num_steps):
@@ -72,7 +71,6 @@ def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
         x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
         yield x_t
 
-
 # ------------------- The check. Where the samplers must be, without sampling. ---------------------
 def ddim_distance(distance_1, t):
     """|x_t - a| along a DDIM trajectory that started at distance |x_1 - a| = distance_1: exact, any dt."""
@@ -93,7 +91,6 @@ def departure_from_line(x_t, x_1, a):
     """Distance of each x_t from the straight line through its start x_1 and a.  All (n, 2) or (2,); returns (n,)."""
     (ux, uy), (vx, vy) = (x_t - a).T, (x_1 - a).T
     return np.abs(ux * vy - uy * vx) / np.maximum(np.hypot(vx, vy), np.finfo(float).tiny)
-
 
 # ------------------------------------------ The figures -------------------------------------------
 def plot_trajectories(trajectories, a, num_steps):
@@ -127,7 +124,6 @@ def plot_distances(t, ddim_distances, ddpm_distances, ddpm_rms, exact_rms):
         ax.legend(fontsize=10, loc="upper left")
         ax.set_ylim(0, 1.3 * ax.get_ylim()[1])
     return fig
-
 
 # ---------------------------------------- The command line ----------------------------------------
 def write_whole(path, data):
@@ -256,5 +252,7 @@ def main(argv=None):
         sys.exit(1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
     main()

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ninterrupted\n"), sys.exit(130)))
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -71,7 +71,6 @@ def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
     mean_x_0 = posterior(x_t, t, points=points, weights=weights, sigma_q=sigma_q) @ points
     return ((t - dt) / t) * x_t + (dt / t) * mean_x_0
 
-
 # ------------------------------------------ The sampler -------------------------------------------
 def ddim(reverse_mean, x_1, num_steps):
     """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t), lam = sigma_t / (sigma_{t-dt} + sigma_t).
@@ -84,7 +83,6 @@ def ddim(reverse_mean, x_1, num_steps):
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
         yield x_t
-
 
 # ------------------------------------------- The check --------------------------------------------
 def draw_p_1(n, rng, *, points, weights, sigma_q):
@@ -133,7 +131,6 @@ def errors_vs_steps(mean, x_1, step_counts, reference_steps):
     rms = [np.sqrt(((fifths(n) - reference) ** 2).sum(axis=2).mean(axis=1)) for n in step_counts]
     return [np.sqrt((r[:-1] ** 2).mean()) for r in rms], [r[-1] for r in rms]
 
-
 # ------------------------------------------ The figures -------------------------------------------
 def plot_trajectories(trajectories, ends, num_steps, *, points, weights, sigma_q):
     """trajectories: (num_steps + 1, n, 2);  ends: (n,), the index of the point that each reached."""
@@ -177,7 +174,6 @@ def plot_errors(step_counts, along, at_end, slope):
     ax.legend(fontsize=11)
     ax.grid(alpha=0.3)
     return fig
-
 
 # ---------------------------------------- The command line ----------------------------------------
 def write_whole(path, data):
@@ -312,5 +308,7 @@ def main(argv=None):
         sys.exit(1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
     main()

@@ -18,6 +18,7 @@ import io
 import itertools
 import math
 import os
+import re
 import signal
 import sys
 import zipfile
@@ -25,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ninterrupted\n"), sys.exit(130)))
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,7 +47,6 @@ def add_noise(x_0, t, sigma_q, rng):
     """x_t = x_0 + N(0, sigma_q^2 t I).  x_0: (n, 2);  t: (n,) or a float.  Returns (n, 2)."""
     sigma_t = sigma_q * torch.as_tensor(t, device=x_0.device).sqrt().reshape(-1, 1)
     return x_0 + sigma_t * torch.randn(x_0.shape, generator=rng, device=rng.device)
-
 
 # -------------------------------------------- Learning --------------------------------------------
 class Denoiser(nn.Module):
@@ -95,7 +95,6 @@ def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
             progress.set_postfix(loss=f"{loss:.3f}")
     return denoiser.requires_grad_(False), losses.tolist()
 
-
 # ------------------------------- The reverse mean and the samplers --------------------------------
 def reverse_mean(x_t, t, dt, *, denoiser):
     """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24).  x_t: (n, 2) at time t;  0 < dt <= t <= 1.  Returns (n, 2)."""
@@ -125,7 +124,6 @@ def ddim(reverse_mean, x_1, num_steps):
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
         yield x_t
 
-
 # ------------------------- The check: the denoiser that no network can beat -------------------------
 def exact_denoiser(x_t, t, *, sigma_q):
     """E[x_0 | x_t], the integral of c(theta) p(theta | x_t) along the curve c, by Gauss-Legendre quadrature.
@@ -142,9 +140,10 @@ def exact_denoiser(x_t, t, *, sigma_q):
     theta = np.sqrt((edges[1:] + edges[:-1])[:, None] / 2 + np.diff(edges)[:, None] / 2 * nodes)
     log_w, c = torch.tensor(np.log(weights / theta).ravel()).to(x_t), curve(torch.tensor(theta.ravel())).to(x_t)
     rows, half_square = 2**20 // len(c) + 1, c.square().sum(dim=1) / 2  # a few rows at a time, to stay in cache
-    pieces = zip(x_t.split(rows), variance.expand(len(x_t), 1).split(rows))
-    # -|x - c|^2 / (2 v), up to a term without c, which softmax ignores; d theta = d(theta^2) / (2 theta)
-    return torch.cat([((x @ c.T - half_square) / v + log_w).softmax(dim=1) @ c for x, v in pieces])
+    mean_x_0, variance = torch.empty_like(x_t), variance.expand(len(x_t), 1)
+    for x, v, y in zip(x_t.split(rows), variance.split(rows), mean_x_0.split(rows)):
+        y[:] = ((x @ c.T - half_square) / v + log_w).softmax(dim=1) @ c  # -|x - c|^2 / (2 v) but for a term without c
+    return mean_x_0
 
 def excess_error(denoiser, t, sigma_q, rng, n=20_000):
     """(E|f - exact|^2, Bayes error E|x_0 - exact|^2) at time t, from n draws; unweighted."""
@@ -159,7 +158,6 @@ def sliced_wasserstein(a, b, num_directions=64):
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)
     squares = [((a @ d).sort().values - (b @ d).sort().values).square().mean() for d in directions]
     return float(torch.stack(squares).mean().sqrt())
-
 
 # ------------------------------------------ The figures -------------------------------------------
 def plot_points(panels):
@@ -211,7 +209,6 @@ def plot_budget(distances, floor, spread):
     ax.set(ylabel="sliced $W_2$ to the data", title="Distance to data: base or $p_1$, learned or not", xlim=(-0.5, 3.5))
     ax.legend(fontsize=10)
     return fig
-
 
 # ---------------------------------------- The command line ----------------------------------------
 def write_whole(path, data):
@@ -301,6 +298,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error, add = lambda message: parser.exit(2, f"{parser.prog}: {message}\n"), parser.add_argument  # one line
+    parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e-3 is a value, not an option
     numbers = {  # option: type, lowest, highest, default, meaning
         "num_steps": (int, 1, 2000, 1000, "number of steps of a sampler, 1/dt"),
         "num_samples": (int, 1, 10**6, 10_000, "number of samples per sampler"),
@@ -346,5 +344,7 @@ def main(argv=None):
         sys.exit(f"{parser.prog}: {error}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
     main()

@@ -19,13 +19,15 @@ import contextlib
 import io
 import math
 import os
+import re
 import signal
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\ninterrupted\n"), sys.exit(130)))
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,7 +52,6 @@ def spiral(n, rng):
     """n draws of x_0: theta uniform on [0, 6 pi], plus N(0, 0.1^2 I).  rng: a torch Generator.  Returns (n, 2)."""
     theta = 2 * math.pi * TURNS * torch.rand(n, generator=rng, device=rng.device)
     return curve(theta) + NOISE * torch.randn((n, 2), generator=rng, device=rng.device)
-
 
 # -------------------------------------------- Learning --------------------------------------------
 class Velocity(nn.Module):
@@ -112,7 +113,6 @@ def flow(velocity, x_1, num_steps):
         x_t = x_t + velocity(x_t, k / num_steps) * dt
         yield x_t
 
-
 # ------------------------------------------- The check --------------------------------------------
 def exact_velocity(x_t, t, num_panels=80, num_radii=20, rows=100):
     """E[x_0 - x_1 | x_t] = (x_t - E[x_1 | x_t]) / (1 - t), by quadrature in double precision.
@@ -133,8 +133,8 @@ def exact_velocity(x_t, t, num_panels=80, num_radii=20, rows=100):
     middle, half = torch.tensor(edges[1:] + edges[:-1])[:, None] / 2, torch.tensor(np.diff(edges))[:, None] / 2
     c, log_w = curve((middle + half * nodes).ravel()), (half * weights).log().ravel()
     nodes, weights = (torch.tensor(q) for q in np.polynomial.legendre.leggauss(num_radii))
-    velocities = []
-    for x, t_x in zip(x_t.double().cpu().split(rows), t.split(rows)):
+    velocity = torch.empty(len(x_t), 2, dtype=torch.double)
+    for x, t_x, v in zip(x_t.double().cpu().split(rows), t.split(rows), velocity.split(rows)):
         x, t_x = x[:, None], t_x[:, None]
         w, s = x - (1 - t_x)[..., None] * c, NOISE * (1 - t_x)
         distance = w.norm(dim=2).clamp(min=1e-12)
@@ -147,8 +147,8 @@ def exact_velocity(x_t, t, num_panels=80, num_radii=20, rows=100):
         log_p += (log_w + (high - low).log())[..., None]
         p = (log_p - log_p.amax(dim=(1, 2), keepdim=True)).exp() * weights
         mean_x_1 = ((p * r * i1e).sum(dim=2) / distance)[:, None] @ w / (p * i0e).sum(dim=(1, 2))[:, None, None]
-        velocities.append((x - mean_x_1)[:, 0] / (1 - t_x))
-    return torch.cat(velocities)
+        v[:] = (x - mean_x_1)[:, 0] / (1 - t_x)
+    return velocity
 
 def distance_to_curve(x):
     """Distance of each point to the spiral's centre line (to 4000 points of it).  x: (n, 2).  Returns (n,)."""
@@ -161,7 +161,6 @@ def sliced_wasserstein(a, b, num_directions=64):
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)
     squares = [((a @ d).sort().values - (b @ d).sort().values).square().mean() for d in directions]
     return float(torch.stack(squares).mean().sqrt())
-
 
 # ------------------------------------------ The figures -------------------------------------------
 def plot_data(x_0, x_1):
@@ -217,7 +216,6 @@ def animate(paths, target):
         writer.grab_frame()
     writer.finish()
     return buffer.getvalue()
-
 
 # ---------------------------------------- The command line ----------------------------------------
 def write_whole(path, data):
@@ -302,6 +300,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error, add = lambda message: parser.exit(2, f"{parser.prog}: {message}\n"), parser.add_argument  # one line
+    parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e-3 is a value, not an option
     numbers = {  # option: type, lowest, highest, default, meaning
         "num_steps": (int, 1, 2000, 100, "number of steps of the flow, 1/dt"),
         "num_samples": (int, 1, 10**6, 10_000, "number of samples"),
@@ -346,5 +345,7 @@ def main(argv=None):
         sys.exit(f"{parser.prog}: {error}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
     main()

@@ -344,7 +344,6 @@ def main(argv=None):
     except OSError as error:
         sys.exit(f"{parser.prog}: {error}")
 
-
 if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
     ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))

@@ -223,6 +223,14 @@ def test_default_samples_like_data_from_the_true_p_1(swiss_roll, learned, rng):
     assert ratio <= 1.1 + 2 * error
 
 
+def test_a_network_that_says_nothing_leaves_the_best_linear_guess(swiss_roll, rng):
+    denoiser = swiss_roll.Denoiser(2.0)
+    denoiser.layers[-1].weight.data.zero_()
+    denoiser.layers[-1].bias.data.zero_()
+    x_t = torch.randn((5, 2), generator=rng)
+    assert torch.allclose(denoiser(x_t, 0.25), x_t * 0.5**2 / (0.5**2 + 2.0**2 * 0.25))
+
+
 # ------------------------------------------- The figures ------------------------------------------
 
 

@@ -6,6 +6,7 @@ alternate (A B A B ...), so that what else the machine is doing falls on both; t
 the pairs' ratios, and the numbers behind it are the least and the largest of them.
 
 Run:  python tests/benchmark.py                    everything, some minutes; best on a quiet machine
+      python tests/benchmark.py --accuracy         error against training time, for other settings than the defaults
       python tests/benchmark.py --device cuda      experiments 3 and 4 on a GPU
 """
 
@@ -32,8 +33,31 @@ PATHS = [
     "experiment-4/flow_matching.py",
 ]
 
+# For --accuracy: the defaults of training, and what else is tried, chosen to take about as long.
+SWISS_ROLL = {"sigma_q": 1.0, "train_steps": 8500, "batch_size": 1024, "learning_rate": 0.01}
+SWISS_ROLL_OTHERS = [
+    *({"train_steps": n} for n in (1000, 2000, 4250, 17_000)),
+    {"batch_size": 256, "train_steps": 20_000},
+    {"batch_size": 4096, "train_steps": 2500},
+    {"width": 32, "train_steps": 12_000},
+    {"width": 128, "train_steps": 4500},
+    *({"learning_rate": rate} for rate in (0.003, 0.03)),
+    {"threads": 2},
+]
+FLOW = {"train_steps": 9000, "batch_size": 512, "learning_rate": 0.005}
+FLOW_TIMES = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
+FLOW_OTHERS = [
+    *({"train_steps": n} for n in (1000, 2250, 4500, 18_000)),
+    {"batch_size": 256, "train_steps": 15_000},
+    {"batch_size": 2048, "train_steps": 2700},
+    {"width": 96, "train_steps": 12_000},
+    {"width": 192, "train_steps": 5500},
+    *({"learning_rate": rate} for rate in (0.0015, 0.015)),
+    {"threads": 2},
+]
+
 # One whole run of a script in a process of its own: argv is the script and its arguments. The last line that it
-# prints says how long it took to import matplotlib, to import the rest, and to build and save the figures.
+# prints says how long it took to import matplotlib, to import the rest, to train, and to build and save the figures.
 WHOLE_RUN = """
 import importlib.util, json, sys, time
 
@@ -45,27 +69,27 @@ spec = importlib.util.spec_from_file_location("script", sys.argv[1])
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 imports_done = time.perf_counter()
-depth, drawing = 0, 0.0
+depth, seconds = 0, {"training": 0.0, "figures": 0.0}
 
-def timed(function):
+def timed(function, part):
     def wrapper(*args, **kwargs):
-        global depth, drawing
+        global depth
         begin, depth = time.perf_counter(), depth + 1
         try:
             return function(*args, **kwargs)
         finally:
             depth -= 1
-            drawing += (time.perf_counter() - begin) * (depth == 0)  # an animation saves its frames one by one
+            seconds[part] += (time.perf_counter() - begin) * (depth == 0)  # an animation saves its frames one by one
     return wrapper
 
 for name in dir(script):
-    if name.startswith("plot_") or name == "animate":
-        setattr(script, name, timed(getattr(script, name)))
+    if name.startswith("plot_") or name in ("animate", "train"):
+        setattr(script, name, timed(getattr(script, name), "training" if name == "train" else "figures"))
 figure = matplotlib.figure.Figure
-figure.savefig = timed(figure.savefig)
+figure.savefig = timed(figure.savefig, "figures")
 script.main(sys.argv[2:])
-seconds = {"matplotlib": matplotlib_done - start, "rest": imports_done - matplotlib_done, "drawing": drawing}
-print(json.dumps({**seconds, "torch": "torch" in sys.modules}))
+imports = {"matplotlib": matplotlib_done - start, "torch, tqdm": imports_done - matplotlib_done}
+print(json.dumps({**imports, **seconds, "torch": "torch" in sys.modules}))
 """
 
 
@@ -87,15 +111,15 @@ def exhaust(steps):
     return x_t
 
 def compare(row, work, limit, to_reach, *, device="cpu", repeats=7, per=1):
-    """Times work() and limit() in turn and prints their row.  per: how many steps one call takes."""
+    """Times work() and limit() in turn and prints their row.  to_reach: None for no limit;  per: steps in one call."""
     with contextlib.redirect_stderr(io.StringIO()):  # no progress bar: it is not a terminal
         work(), limit()  # caches, allocators, lazy initialisation
         times = np.array([(seconds(work, device), seconds(limit, device)) for _ in range(repeats)]) / per
     measured, held_against = np.median(times, axis=0)
     ratios = times[:, 0] / times[:, 1]
     spread = f"{np.median(ratios):6.2f}  [{ratios.min():.2f}, {ratios.max():.2f}]"
-    verdict = "" if np.median(ratios) <= to_reach else "  above"
-    print_row(row, human(measured), human(held_against), spread, f"<= {to_reach:g}{verdict}")
+    verdict = "above" if to_reach and np.median(ratios) > to_reach else ""
+    print_row(row, human(measured), human(held_against), spread, f"<= {to_reach:g}  {verdict}" if to_reach else "-")
 
 def human(t):
     unit, factor = next((u, f) for u, f in (("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)) if t * f >= 1 or u == "ns")
@@ -126,9 +150,21 @@ def rows_of_gaussian(n=100_000, num_steps=1000):
             np.multiply(x, 0.999, out=x)
             np.add(x, 0.001, out=x)
 
+    def ddim_by_hand(mu_0=1.0, sigma_0=0.7, sigma_q=7.0):  # the five passes of a DDIM step with no array made
+        x_t, mean = 7.0 * rng.standard_normal(n), np.empty(n)
+        for k in range(num_steps, 0, -1):
+            lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
+            variance_t = sigma_0**2 + sigma_q**2 * k / num_steps
+            np.multiply(x_t, (sigma_0**2 + sigma_q**2 * (k - 1) / num_steps) / variance_t, out=mean)
+            mean += sigma_q**2 / num_steps / variance_t * mu_0
+            mean -= x_t
+            mean *= lam
+            x_t += mean
+
     ddpm, ddim = (gaussian_steps(gaussian, name, n, num_steps) for name in ("DDPM", "DDIM"))
     compare("0: DDPM, 100,000 x 1000 / drawing the normals", ddpm, draw, 1.35)
     compare("0: DDIM, 100,000 x 1000 / multiply-add in place", ddim, multiply_add, 3, repeats=11)
+    compare("0: DDIM by hand, in place / multiply-add in place", ddim_by_hand, multiply_add, None, repeats=11)
 
 def rows_of_two_points(n=10_000, num_steps=50):
     two_points, rng = load(PATHS[2]), np.random.default_rng(0)
@@ -240,8 +276,9 @@ def rows_of_growth(sizes=(10**3, 10**4, 10**5, 10**6), repeats=5):
 def rows_of_whole_runs(paths, extra, repeats):
     """Each script in a process of its own, figures to a temporary folder; 3 and 4 once."""
     total = 0.0
-    heads = f"{'matplotlib':>10} {'torch, tqdm':>11} {'figures':>9} {'the rest':>9}"
-    print(f"\n{'whole process, defaults':<29} {'total':>8} {heads}")
+    columns = ("matplotlib", "torch, tqdm", "training", "figures")
+    heads = "".join(f"{name:>13}" for name in ("total", *columns, "the rest"))
+    print(f"\n{'whole process, defaults':<29}{heads}")
     for path in paths:
         runs = []
         for _ in range(repeats if path in PATHS[:3] else 1):
@@ -255,21 +292,60 @@ def rows_of_whole_runs(paths, extra, repeats):
         if path in PATHS[:3]:
             assert not run["torch"], f"{path} imports torch"
         total += run["total"]
-        other = run["total"] - run["matplotlib"] - run["rest"] - run["drawing"]
-        imports = f"{run['matplotlib']:8.2f} s {run['rest']:9.2f} s"
-        share = run["drawing"] / (run["total"] - run["drawing"])
-        print(f"{path:<29} {run['total']:6.1f} s {imports} {run['drawing']:7.2f} s {other:7.1f} s", end="   ")
-        print(f"figures take {share:.0%} of what is not figures", flush=True)
-    print(f"{'together':<29} {total:6.1f} s")
+        parts = [run["total"], *(run[name] for name in columns)]
+        cells = "".join(f"{part:11.2f} s" for part in (*parts, parts[0] - sum(parts[1:])))
+        share = run["figures"] / (run["total"] - run["figures"])
+        print(f"{path:<29}{cells}   figures take {share:.0%} of what is not figures", flush=True)
+    print(f"{'together':<29}{total:11.2f} s")
+
+
+def rows_of_accuracy(times=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)):
+    """Error against training time.  One line a setting: the default with one thing changed, at about equal time."""
+    swiss_roll, flow_matching = load(PATHS[3]), load(PATHS[4])
+    rng = torch.Generator().manual_seed(1)
+    fields = {t: t * flow_matching.annulus(1000, rng) + (1 - t) * flow_matching.spiral(1000, rng) for t in FLOW_TIMES}
+    exact = {t: flow_matching.exact_velocity(x_t, t) for t, x_t in fields.items()}
+
+    def excess(denoiser):
+        pairs = [swiss_roll.excess_error(denoiser, t, 1.0, torch.Generator().manual_seed(2)) for t in times]
+        return np.mean([error / bayes for error, bayes in pairs])
+
+    def off(velocity):
+        squares = [((velocity(x, t) - exact[t]).square().sum() / exact[t].square().sum()) for t, x in fields.items()]
+        return float(torch.stack(squares).mean())
+
+    for script, network, error, default, others in (
+        (swiss_roll, "Denoiser", excess, SWISS_ROLL, SWISS_ROLL_OTHERS),
+        (flow_matching, "Velocity", off, FLOW, FLOW_OTHERS),
+    ):
+        print(f"\n{script.__name__}: {'settings':<62} {'training':>9} {'error':>8}")
+        own = getattr(script, network)
+        for other in ({}, *others):
+            settings = {**default, "width": None, "threads": 1, **other}
+            width, threads = settings.pop("width"), settings.pop("threads")
+            setattr(script, network, partial(own, width=width) if width else own)
+            torch.set_num_threads(threads)
+            with contextlib.redirect_stderr(io.StringIO()):
+                start = time.perf_counter()
+                trained, _ = script.train(**settings, rng=torch.Generator().manual_seed(0))
+                wall = time.perf_counter() - start
+            label = ", ".join(f"{key} {value}" for key, value in other.items()) or f"the default, {default}"
+            torch.set_num_threads(1)
+            print(f"  {label:<{60 + len(script.__name__)}} {wall:9.1f} s {error(trained):8.2%}", flush=True)
+        setattr(script, network, own)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Each part of the scripts against the least work it needs.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of experiments 3 and 4")
-    device = parser.parse_args().device
+    parser.add_argument("--accuracy", action="store_true", help="error against training time instead of the table")
+    args = parser.parse_args()
+    device = args.device
     torch.set_num_threads(1)  # as the scripts do
     where = torch.cuda.get_device_name() if device == "cuda" else "one thread"
     print(f"NumPy {np.__version__}, torch {torch.__version__}, {where}; limits are timed in the same run, in turn\n")
+    if args.accuracy:
+        return rows_of_accuracy()
     print_row("row", "measured", "limit", "ratio [min, max]", "to reach")
     if device == "cpu":
         rows_of_gaussian()

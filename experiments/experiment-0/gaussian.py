@@ -224,7 +224,7 @@ def parse_arguments(argv):
         "  it is too wide for the steps?  python gaussian.py --sigma-q 50 --num-steps 100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line, no usage
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
     parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e6 is a value, not an option
 
     def add(name, kind, default, text):

@@ -164,7 +164,7 @@ def parse_arguments(argv):
         "  DDPM takes smaller steps?   python point_mass.py --num-steps 1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line, no usage
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
     parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1,2 is a value, not an option
 
     def add(name, kind, default, text, metavar="X"):
@@ -206,7 +206,7 @@ def run(args):
         progress = tqdm(steps, desc=name, total=args.num_steps, disable=None)
         for t_k, x_t in zip(t, itertools.chain([x_1], progress)):
             distance = np.linalg.norm(x_t - a, axis=1)
-            trajectories[name].append(x_t[:drawn])
+            trajectories[name].append(x_t[:drawn].copy())
             if name == "DDIM":
                 bends.append(departure_from_line(x_t, x_1, a).max())
                 off_law.append(np.abs(distance - ddim_distance(distance_1, t_k)).max())

@@ -165,7 +165,7 @@ def plot_errors(step_counts, along, at_end, slope):
     fig, ax = plt.subplots(figsize=(6, 5), layout="constrained")
     ax.loglog(step_counts, along, "o-", color="C0", label=f"at t = .2, .4, .6, .8: slope {slope:.2f}")
     ax.loglog(step_counts, along[-1] * step_counts[-1] / np.array(step_counts), "k--", lw=1, label="slope $-1$")
-    ax.loglog(step_counts, at_end, "s-", color="C1", label="at t = 0, the end")
+    ax.loglog(step_counts, at_end, "s-", color="C1", label=f"at t = 0 ({at_end[-1]:.1g} with {step_counts[-1]} steps)")
     ax.set_ylim(bottom=max(along[-1] / 100, 1e-18))
     ax.set(xlabel=r"num_steps $= 1/\Delta t$", ylabel="RMS distance to the ODE's solution")
     ax.set_title("DDIM solves the probability-flow ODE to first order")
@@ -215,7 +215,7 @@ def parse_arguments(argv):
         "  two steps are taken?        python two_points.py --num-steps 2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # one line, no usage
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
     parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1,2 is a value, not an option
 
     def add(name, kind, default, text):
@@ -263,7 +263,7 @@ def run(args):
     for name, x_1 in starts.items():
         trajectories[name] = [x_1[:drawn]]
         for x_t in tqdm(ddim(mean, x_1, args.num_steps), desc=f"DDIM, {name}", total=args.num_steps, disable=None):
-            trajectories[name].append(x_t[:drawn])
+            trajectories[name].append(x_t[:drawn].copy())
         shares[name] = np.bincount(reached(x_t, points), minlength=len(points)) / args.num_samples
     trajectory = np.array(trajectories["N(0, sigma_q^2 I)"])
     step_counts = [5, 10, 20, 50, 100, 200]

@@ -193,7 +193,7 @@ def plot_fields(denoisers, sigma_q, excesses, rng):
         ax.plot(*curve(torch.linspace(math.pi / 2, 4 * math.pi, 300)).T, "k", lw=0.8, label="the data")
         percent = f": excess error {excesses[t]:.2%}" if t in excesses else ""
         ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=f"$E[x_0\\,|\\,x_t] - x_t$ at t = {t:g}{percent}")
-        ax.legend(fontsize=10, loc="upper left")
+    fig.legend(*ax.get_legend_handles_labels(), fontsize=11, loc="outside upper center", ncols=3)
     return fig
 
 def plot_budget(distances, floor, spread):
@@ -297,19 +297,20 @@ def main(argv=None):
         "  the base is wider?     python swiss_roll.py --sigma-q 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error, add = lambda message: parser.exit(2, f"{parser.prog}: {message}\n"), parser.add_argument  # one line
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
+    add = parser.add_argument
     parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e-3 is a value, not an option
     numbers = {  # option: type, lowest, highest, default, meaning
-        "num_steps": (int, 1, 2000, 1000, "number of steps of a sampler, 1/dt"),
-        "num_samples": (int, 1, 10**6, 10_000, "number of samples per sampler"),
-        "sigma_q": (float, 1e-6, 1e6, 1.0, "sigma_q, standard deviation of the noise at t = 1"),
-        "train_steps": (int, 1, 10**6, 8500, "number of steps of the optimizer"),
-        "batch_size": (int, 1, 2**16, 1024, "number of fresh samples in each of them"),
-        "learning_rate": (float, 1e-9, 1.0, 0.01, "largest rate of the one-cycle schedule"),
-        "seed": (int, 0, 2**63 - 1, 0, "seed of every draw"),
+        "--num-steps": (int, 1, 2000, 1000, "number of steps of a sampler, 1/dt"),
+        "--num-samples": (int, 1, 10**6, 10_000, "number of samples per sampler"),
+        "--sigma-q": (float, 1e-6, 1e6, 1.0, "sigma_q, standard deviation of the noise at t = 1"),
+        "--train-steps": (int, 1, 10**6, 8500, "number of steps of the optimizer"),
+        "--batch-size": (int, 1, 2**16, 1024, "number of fresh samples in each of them"),
+        "--learning-rate": (float, 1e-9, 1.0, 0.01, "largest rate of the one-cycle schedule"),
+        "--seed": (int, 0, 2**63 - 1, 0, "seed of every draw"),
     }
     for name, (kind, _, _, default, text) in numbers.items():
-        add(f"--{name.replace('_', '-')}", type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
+        add(name, type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
     add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
@@ -317,9 +318,8 @@ def main(argv=None):
     add("--show", action="store_true", help="open the figures in windows as well")
     args, denoiser = parser.parse_args(argv), None
     for name, (kind, low, high, _, _) in numbers.items():
-        if not low <= vars(args)[name] <= high:  # NaN is not
-            kind = "a whole number" if kind is int else "a number"
-            parser.error(f"argument --{name.replace('_', '-')}: takes {kind} from {low} to {high}")
+        if not low <= vars(args)[name[2:].replace("-", "_")] <= high:  # NaN is not
+            parser.error(f"argument {name}: takes a{' whole' * (kind is int)} number from {low} to {high}")
     plt.switch_backend(plt.get_backend() if args.show else "agg")
     if args.show and plt.get_backend().lower() == "agg":
         parser.error("argument --show: there is no display to open windows on")
@@ -342,7 +342,6 @@ def main(argv=None):
         run(args, settings, denoiser)
     except OSError as error:
         sys.exit(f"{parser.prog}: {error}")
-
 
 if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
     ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -37,7 +37,6 @@ from torch import nn
 from tqdm import tqdm
 
 INNER, OUTER, TURNS, NOISE = 2.5, 3.0, 3, 0.1  # radii of the annulus; turns of the spiral and its noise
-
 def annulus(n, rng):
     """n draws of x_1: angle uniform, radius uniform on [2.5, 3].  rng: a torch Generator.  Returns (n, 2)."""
     angle, radius = torch.rand((2, n), generator=rng, device=rng.device)
@@ -273,7 +272,7 @@ def run(args, settings, velocity):
     for num_steps in sorted({10, 30, 100, 300, args.num_steps}):
         paths = [x_1[:2000]]
         for x_t in tqdm(flow(velocity, x_1, num_steps), desc="flow", total=num_steps, disable=None):
-            paths.append(x_t[:2000])
+            paths.append(x_t[:2000].clone())
         if num_steps == args.num_steps:
             drawn = torch.stack(paths).cpu()
         away = float(distance_to_curve(x_t).mean())
@@ -299,18 +298,19 @@ def main(argv=None):
         "  few steps are taken?   python flow_matching.py --num-steps 5 --checkpoint flow.pt (then 50: it is trained)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error, add = lambda message: parser.exit(2, f"{parser.prog}: {message}\n"), parser.add_argument  # one line
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
+    add = parser.add_argument
     parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e-3 is a value, not an option
     numbers = {  # option: type, lowest, highest, default, meaning
-        "num_steps": (int, 1, 2000, 100, "number of steps of the flow, 1/dt"),
-        "num_samples": (int, 1, 10**6, 10_000, "number of samples"),
-        "train_steps": (int, 1, 10**6, 9000, "number of steps of the optimizer"),
-        "batch_size": (int, 1, 2**16, 512, "number of fresh pairs in each of them"),
-        "learning_rate": (float, 1e-9, 1.0, 0.005, "largest rate of the one-cycle schedule"),
-        "seed": (int, 0, 2**63 - 1, 0, "seed of every draw"),
+        "--num-steps": (int, 1, 2000, 100, "number of steps of the flow, 1/dt"),
+        "--num-samples": (int, 1, 10**6, 10_000, "number of samples"),
+        "--train-steps": (int, 1, 10**6, 9000, "number of steps of the optimizer"),
+        "--batch-size": (int, 1, 2**16, 512, "number of fresh pairs in each of them"),
+        "--learning-rate": (float, 1e-9, 1.0, 0.005, "largest rate of the one-cycle schedule"),
+        "--seed": (int, 0, 2**63 - 1, 0, "seed of every draw"),
     }
     for name, (kind, _, _, default, text) in numbers.items():
-        add(f"--{name.replace('_', '-')}", type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
+        add(name, type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
     add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
@@ -318,9 +318,8 @@ def main(argv=None):
     add("--show", action="store_true", help="open the figures in windows as well")
     args, velocity = parser.parse_args(argv), None
     for name, (kind, low, high, _, _) in numbers.items():
-        if not low <= vars(args)[name] <= high:  # NaN is not
-            kind = "a whole number" if kind is int else "a number"
-            parser.error(f"argument --{name.replace('_', '-')}: takes {kind} from {low} to {high}")
+        if not low <= vars(args)[name[2:].replace("-", "_")] <= high:  # NaN is not
+            parser.error(f"argument {name}: takes a{' whole' * (kind is int)} number from {low} to {high}")
     plt.switch_backend(plt.get_backend() if args.show else "agg")
     if args.show and plt.get_backend().lower() == "agg":
         parser.error("argument --show: there is no display to open windows on")

@@ -269,7 +269,7 @@ def rows_of_growth(sizes=(10**3, 10**4, 10**5, 10**6), repeats=5):
             tracemalloc.stop()
             ratio = median / np.median(times[:, 1])
             spread = f"{ratio:6.2f}  [{own.min() * 1e9:.2f}, {own.max() * 1e9:.2f}] ns"
-            to_reach = "" if n < 10**4 else "<= 2" + "  above" * (ratio > 2)
+            to_reach = "" if n < 10**4 else "<= 2" + "  above" * bool(ratio > 2)
             label = f"0: {name}, {n:,} samples: {peak / 1e6:.3g} MB, {peak / 8 / n:.2g} arrays"
             print_row(label, human(median), human(np.median(times[:, 1])), spread, to_reach)
 

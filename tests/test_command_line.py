@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -139,6 +140,8 @@ for k in (3, 4):
     BAD += [(k, ["--device", x], ["--device", "cpu"]) for x in ["abacus", "cuda:99", "meta"]]
     places = ["missing/net.pt", "a-file/net.pt", "figures", "a-file"]
     BAD += [(k, ["--checkpoint", x], ["--checkpoint"]) for x in places]
+for k in range(5):
+    BAD += [(k, ["two\nlines"], ["unrecognized"]), (k, ["--figures-dir", "a-file/two\nlines"], ["--figures-dir"])]
 
 
 def set_stage(folder):
@@ -189,6 +192,18 @@ def test_help_and_defaults(modules, tmp_path, monkeypatch, capsys, k):
     assert seen[0].figures_dir.resolve() == (EXPERIMENTS / SCRIPTS[k]).parent / "figures"
     assert call(modules[k], ["--figures-dir", "a/b"]) == (0, "")
     assert seen[1].figures_dir.resolve() == tmp_path / "a" / "b"
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_only_what_is_drawn_is_kept(modules, tmp_path, monkeypatch, k):
+    """20 000 samples in 2-D are 0.32 MB, so all the steps of both runs would be 128 MB; what is drawn is 0.4 MB."""
+    flat = lambda mean, x_1, step_counts, reference_steps: (np.ones(len(step_counts)),) * 2
+    monkeypatch.setattr(modules[k], "errors_vs_steps", flat, raising=False)  # 10 000 steps of its own, of fewer samples
+    tracemalloc.start()
+    call(modules[k], ["--num-steps", 200, "--num-samples", 20_000, "--figures-dir", tmp_path])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64e6
 
 
 # ------------------------------------ Extreme but valid input -------------------------------------

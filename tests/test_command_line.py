@@ -197,7 +197,10 @@ def test_help_and_defaults(modules, tmp_path, monkeypatch, capsys, k):
 @pytest.mark.parametrize("k", [1, 2])
 def test_only_what_is_drawn_is_kept(modules, tmp_path, monkeypatch, k):
     """20 000 samples in 2-D are 0.32 MB, so all the steps of both runs would be 128 MB; what is drawn is 0.4 MB."""
-    flat = lambda mean, x_1, step_counts, reference_steps: (np.ones(len(step_counts)),) * 2
+
+    def flat(mean, x_1, step_counts, reference_steps):
+        return [np.ones(len(step_counts))] * 2
+
     monkeypatch.setattr(modules[k], "errors_vs_steps", flat, raising=False)  # 10 000 steps of its own, of fewer samples
     tracemalloc.start()
     call(modules[k], ["--num-steps", 200, "--num-samples", 20_000, "--figures-dir", tmp_path])

@@ -338,9 +338,11 @@ def rows_of_accuracy(times=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)):
 def main():
     parser = argparse.ArgumentParser(description="Each part of the scripts against the least work it needs.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of experiments 3 and 4")
-    parser.add_argument("--accuracy", action="store_true", help="error against training time instead of the table")
+    parser.add_argument("--accuracy", action="store_true", help="error against training time instead, on the CPU")
     args = parser.parse_args()
     device = args.device
+    if device == "cuda" and (args.accuracy or not torch.cuda.is_available()):
+        parser.error(f"argument --device: {'not with --accuracy' if args.accuracy else 'there is no CUDA device here'}")
     torch.set_num_threads(1)  # as the scripts do
     where = torch.cuda.get_device_name() if device == "cuda" else "one thread"
     print(f"NumPy {np.__version__}, torch {torch.__version__}, {where}; limits are timed in the same run, in turn\n")

@@ -137,8 +137,10 @@ def posterior(x, t, points, weights, sigma_q):
     """p(x_0 = a_i | x_t = x) in 50-digit arithmetic, and a bound on what 16 digits can do.
 
     x: (d,);  points: (k, d);  weights: (k,).  Returns (p, bound): (k,) each.
-    The bound is rounding analysis, with unit roundoff u = EPS / 2.  The logarithm of the odds of i against the
-    likeliest r is (a_i - a_r) . (x - (a_i + a_r) / 2) / variance + log w_i / w_r.  Each product has six roundings,
+    The bound is rounding analysis, with unit roundoff u = EPS / 2.  Up to 31 sigma_t from the nearest point (a log
+    density of -500) the logarithm of the odds may come from |x - a_i|^2 / (2 variance): ten roundings with the sum,
+    the division and the variance, for i and for the likeliest r, at most 1e-12 together.  Farther off it has to be
+    (a_i - a_r) . (x - (a_i + a_r) / 2) / variance + log w_i / w_r.  Each product has six roundings,
     and the midpoint's is magnified by a_i - a_r; variance, division, sum and logarithms add six.  p is bounded by
     moving every log odds by its error the worse way; exp, the sum and the division add k + 4.
     """
@@ -146,17 +148,20 @@ def posterior(x, t, points, weights, sigma_q):
         context.prec = 50
         exact = [[Decimal(float(v)) for v in row] for row in (x, *points)]
         variance = Decimal(float(sigma_q)) ** 2 * Decimal(float(t))
-        logs = []
+        logs, halves = [], []
         for w, a in zip(weights, exact[1:]):
             square = sum((u - v) ** 2 for u, v in zip(exact[0], a))
+            halves.append(float(square / (2 * variance)))
             logs.append(Decimal(float(w)).ln() - square / (2 * variance))
         odds = [(v - max(logs)).exp() for v in logs]
         p = np.array([float(v / sum(odds)) for v in odds])
-        log_odds = np.array([float(v - max(logs)) for v in logs])
+        log_odds, best = np.array([float(v - max(logs)) for v in logs]), float(max(logs))
     r, u, possible = int(np.argmax(log_odds)), EPS / 2, weights > 0
     products = np.abs(points - points[r]) * (6 * np.abs(x - (points + points[r]) / 2) + np.abs(points + points[r]) / 2)
     logs = np.abs(log_odds[possible]) + np.abs(np.log(weights[possible])) + abs(np.log(weights[r]))
     error = u * (products[possible].sum(axis=1) / float(variance) + 6 * logs)
+    if best > -501:
+        error = np.maximum(error, u * (10 * (np.array(halves)[possible] + halves[r]) + 6 * logs))
 
     def extreme(i, sign):
         """p_i with its own log odds moved by sign error, all the others by - sign error."""

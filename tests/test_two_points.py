@@ -45,14 +45,21 @@ def assert_posterior_is_right(two_points, x_t, t, points, weights, sigma_q):
 
 @pytest.mark.parametrize("gap", [1e-3, 1.0, 1e6])
 @pytest.mark.parametrize("sigma_t", [1e-6, 1e-2, 1.0, 1e6])
-def test_posterior_near_the_bisector_is_right_to_the_last_digits(two_points, sigma_t, gap):
+def test_posterior_near_the_bisector_is_right_to_1e_12(two_points, sigma_t, gap):
     points, weights = np.array([[-gap / 2, 0.0], [gap / 2, 0.0]]), np.array([0.3, 0.7])
     odds = np.array([0, 1e-3, 0.5, -0.5, 3, -3, 40, -40, 1e4, -1e4, 1e8])  # their logarithms
     x_t = np.stack([odds * sigma_t**2 / gap, np.linspace(-gap, gap, len(odds))], axis=1)
     for t, w in [(1.0, weights), (0.25, weights), (1.0, HALVES)]:
-        # p (1 - p) times the error of log odds of 3 and less: a few hundred roundings.
-        assert assert_posterior_is_right(two_points, x_t[:6], t, points, w, sigma_t / t**0.5) < 200 * oracles.EPS
+        # p (1 - p) <= 1/4 times the error of the log odds: 20 roundings of 500, of squares 31 sigma_t away
+        assert assert_posterior_is_right(two_points, x_t[:6], t, points, w, sigma_t / t**0.5) < 1e-12
         assert_posterior_is_right(two_points, x_t, t, points, w, sigma_t / t**0.5)
+
+
+def test_posterior_when_rounding_hides_the_likeliest_point(two_points):
+    """Three points 1e6 away, and x nearer to the last two by less than 1e6 can show; the odds of those are e to 1."""
+    points, x_t = np.array([[0, 1e6], [-1e6, 0], [1e6, 0]]), np.array([[5e-19, -5e-11]])
+    p = two_points.posterior(x_t, 1.0, points=points, weights=np.ones(3) / 3, sigma_q=1e-6)
+    assert np.abs(p[0] - np.array([0, 1, np.e]) / (1 + np.e)).max() < 1e-12
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 100])

@@ -45,23 +45,34 @@ def posterior(x_t, t, *, points, weights, sigma_q):
     """p(x_0 = a_i | x_t) by Bayes' rule, for every sample and every point.
 
     x_t: (n, d) points at time t > 0;  points: (k, d);  weights: (k,), sum to 1, zeros allowed.
-    Returns (n, k), rows that sum to 1.  The odds against the likeliest point a_r come from
-    |x - a_r|^2 - |x - a_i|^2 = 2 (a_i - a_r) . (x - (a_i + a_r) / 2): no difference of large squares,
-    so no digits are lost when sigma_t is tiny, and no odds exceed 1, so nothing overflows.
+    Returns (n, k), rows that sum to 1.  Odds are taken against the likeliest point, so nothing overflows;
+    they are right to 1e-12.
     """
     variance = sigma_q**2 * t
     with np.errstate(divide="ignore"):  # a weight of 0 has log -inf and odds 0
         log_weights = np.log(weights)[:, None]
-    a = points[:, :, None]  # (k, d, 1), against x_t.T: (d, n)
-    squared_distances = sum((x - a_i) ** 2 for x, a_i in zip(x_t.T, a.swapaxes(0, 1)))  # (k, n)
-    likeliest = np.argmax(log_weights - squared_distances / (2 * variance), axis=0)  # (n,)
-    for _ in range(2):  # between far points rounded squares may choose wrongly: then their log odds choose again
-        a_r = points[likeliest].T  # (d, n)
-        dots = sum((a_i - r) * (x - (a_i + r) / 2) for x, r, a_i in zip(x_t.T, a_r, a.swapaxes(0, 1)))  # (k, n)
-        log_odds = dots / variance + log_weights  # but for a term that all i share
-        likeliest = np.argmax(log_odds, axis=0)
-    odds = np.exp(log_odds - log_odds.max(axis=0))
+    squared_distances = sum((x - a[:, None]) ** 2 for x, a in zip(x_t.T, points.T))  # (k, n)
+    log_odds = log_weights - squared_distances / (2 * variance)  # but for a term that all i share
+    likeliest = log_odds.max(axis=0)
+    far = likeliest < -500  # 31 sigma_t from every point: the differences of such squares lose digits
+    if far.any():
+        log_odds[:, far] = far_log_odds(x_t[far], log_odds[:, far].argmax(axis=0), points, log_weights, variance)
+        likeliest = log_odds.max(axis=0)
+    odds = np.exp(log_odds - likeliest)
     return (odds / odds.sum(axis=0)).T
+
+def far_log_odds(x_t, likeliest, points, log_weights, variance):
+    """log_odds of `posterior`, (k, n), with no digits lost, from a guess of the likeliest point a_r, (n,).
+
+    |x - a_r|^2 - |x - a_i|^2 = 2 (a_i - a_r) . (x - (a_i + a_r) / 2): no difference of large squares.
+    """
+    for _ in range(2):  # between far points rounded squares may have guessed wrongly: then the odds guess again
+        a_r, dots = points[likeliest].T, 0.0
+        for x, r, a in zip(x_t.T, a_r, points.T):
+            dots = dots + (a[:, None] - r) * (x - (a[:, None] + r) / 2)  # (k, n)
+        log_odds = dots / variance + log_weights
+        likeliest = log_odds.argmax(axis=0)
+    return log_odds
 
 def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
     """E[x_{t-dt} | x_t] when x_0 is points[i] with probability weights[i]; exact for every dt.

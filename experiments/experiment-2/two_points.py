@@ -52,7 +52,7 @@ def posterior(x_t, t, *, points, weights, sigma_q):
     with np.errstate(divide="ignore"):  # a weight of 0 has log -inf and odds 0
         log_weights = np.log(weights)[:, None]
     squared_distances = sum((x - a[:, None]) ** 2 for x, a in zip(x_t.T, points.T))  # (k, n)
-    log_odds = log_weights - squared_distances / (2 * variance)  # but for a term that all i share
+    log_odds = log_weights - 0.5 / variance * squared_distances  # but for a term that all i share
     likeliest = log_odds.max(axis=0)
     far = likeliest < -500  # 31 sigma_t from every point: the differences of such squares lose digits
     if far.any():

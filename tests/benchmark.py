@@ -88,7 +88,7 @@ for name in dir(script):
 figure = matplotlib.figure.Figure
 figure.savefig = timed(figure.savefig, "figures")
 script.main(sys.argv[2:])
-imports = {"matplotlib": matplotlib_done - start, "torch, tqdm": imports_done - matplotlib_done}
+imports = {"matplotlib": matplotlib_done - start, "other imports": imports_done - matplotlib_done}
 print(json.dumps({**imports, **seconds, "torch": "torch" in sys.modules}))
 """
 
@@ -276,8 +276,8 @@ def rows_of_growth(sizes=(10**3, 10**4, 10**5, 10**6), repeats=5):
 def rows_of_whole_runs(paths, extra, repeats):
     """Each script in a process of its own, figures to a temporary folder; 3 and 4 once."""
     total = 0.0
-    columns = ("matplotlib", "torch, tqdm", "training", "figures")
-    heads = "".join(f"{name:>13}" for name in ("total", *columns, "the rest"))
+    columns = ("matplotlib", "other imports", "training", "figures")
+    heads = "".join(f"{name:>15}" for name in ("total", *columns, "the rest"))
     print(f"\n{'whole process, defaults':<29}{heads}")
     for path in paths:
         runs = []
@@ -293,10 +293,10 @@ def rows_of_whole_runs(paths, extra, repeats):
             assert not run["torch"], f"{path} imports torch"
         total += run["total"]
         parts = [run["total"], *(run[name] for name in columns)]
-        cells = "".join(f"{part:11.2f} s" for part in (*parts, parts[0] - sum(parts[1:])))
+        cells = "".join(f"{part:13.2f} s" for part in (*parts, parts[0] - sum(parts[1:])))
         share = run["figures"] / (run["total"] - run["figures"])
         print(f"{path:<29}{cells}   figures take {share:.0%} of what is not figures", flush=True)
-    print(f"{'together':<29}{total:11.2f} s")
+    print(f"{'together':<29}{total:13.2f} s")
 
 
 def rows_of_accuracy(times=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)):

@@ -138,7 +138,7 @@ for k in (3, 4):
         BAD += [(k, [option, value], [option]) for value in COUNTS]
     BAD += [(k, ["--learning-rate", x], ["--learning-rate"]) for x in SIZES]
     BAD += [(k, ["--device", x], ["--device", "cpu"]) for x in ["abacus", "cuda:99", "meta"]]
-    places = ["missing/net.pt", "a-file/net.pt", "figures", "a-file"]
+    places = ["missing/net.pt", "a-file/net.pt", "figures", "a-file", "n" * 252, "n" * 300]
     BAD += [(k, ["--checkpoint", x], ["--checkpoint"]) for x in places]
 for k in range(5):
     BAD += [(k, ["two\nlines"], ["unrecognized"]), (k, ["--figures-dir", "a-file/two\nlines"], ["--figures-dir"])]

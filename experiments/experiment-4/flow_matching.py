@@ -324,16 +324,16 @@ def main(argv=None):
     if args.show and plt.get_backend().lower() == "agg":
         parser.error("argument --show: there is no display to open windows on")
     settings = {name: vars(args)[name] for name in ("train_steps", "batch_size", "learning_rate", "seed")}
-    if args.checkpoint and args.checkpoint.exists():
+    if (file := args.checkpoint) and os.path.exists(file):  # False for a name that is too long
         try:
-            velocity = load(args.checkpoint)
+            velocity = load(file)
         except ValueError as error:
             parser.error(f"argument --checkpoint: {error}")
         for name in (name for name in settings if velocity.settings.get(name) != settings[name]):
             trained = f"--{name.replace('_', '-')} {velocity.settings.get(name)}, not {settings[name]}"
-            parser.error(f"argument --checkpoint: '{args.checkpoint}' was trained with {trained}")
-    elif args.checkpoint and not os.access(f"{args.checkpoint.parent}/.", os.W_OK):
-        parser.error(f"argument --checkpoint: takes a file in a folder that can be written to, not '{args.checkpoint}'")
+            parser.error(f"argument --checkpoint: '{file}' was trained with {trained}")
+    elif file and not (os.access(f"{file.parent}/.", os.W_OK) and len(os.fsencode(file.name)) < 240):
+        parser.error(f"argument --checkpoint: takes a file in a folder that can be written to, not '{file}'")
     with contextlib.suppress(OSError):
         args.figures_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(f"{args.figures_dir}/.", os.W_OK):

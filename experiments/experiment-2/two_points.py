@@ -53,12 +53,12 @@ def posterior(x_t, t, *, points, weights, sigma_q):
         log_weights = np.log(weights)[:, None]
     squared_distances = sum((x - a[:, None]) ** 2 for x, a in zip(x_t.T, points.T))  # (k, n)
     log_odds = log_weights - 0.5 / variance * squared_distances  # but for a term that all i share
-    likeliest = log_odds.max(axis=0)
-    far = likeliest < -500  # 31 sigma_t from every point: the differences of such squares lose digits
+    largest = log_odds.max(axis=0)
+    far = largest < -500  # 31 sigma_t from every point: the differences of such squares lose digits
     if far.any():
         log_odds[:, far] = far_log_odds(x_t[far], log_odds[:, far].argmax(axis=0), points, log_weights, variance)
-        likeliest = log_odds.max(axis=0)
-    odds = np.exp(log_odds - likeliest)
+        largest = log_odds.max(axis=0)
+    odds = np.exp(log_odds - largest)
     return (odds / odds.sum(axis=0)).T
 
 def far_log_odds(x_t, likeliest, points, log_weights, variance):

@@ -167,7 +167,7 @@ def plot_points(panels):
         for label, (points, color, size) in layers.items():
             ax.scatter(*points[:4000].T, s=size, color=color, label=label)
         ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=title)
-        ax.legend(fontsize=10, loc="upper left", markerscale=2)
+        ax.legend(fontsize=10, loc="upper right", markerscale=2)
     return fig
 
 def plot_loss(losses, bayes):

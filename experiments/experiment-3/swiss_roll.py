@@ -1,32 +1,42 @@
 """Experiment 3: a network learns E[x_0 | x_t] on the Swiss roll; DDPM and DDIM sample with it.
 
-Claim. A fully connected ReLU network, trained by least squares to predict x_0 from x_t = x_0 + N(0, sigma_q^2 t I),
-learns the denoiser E[x_0 | x_t]; eq. (24) of the tutorial turns it into the reverse mean that Algorithms 1 and 2 need.
-The data lies on a curve, so E[x_0 | x_t] is an integral along it (`exact_denoiser`). So the loss has a known floor, the
-Bayes error, and the samplers can be run with an ideal denoiser: what still parts its samples from data is not learning.
-What to look for in figures/:
-  data.jpg, train_loss.jpg   the curve; the loss falls to the Bayes error
-  eval_*_samples.jpg         DDPM and DDIM samples over the data; DDIM remembers its start, so the base's error more
-  learned-vs-exact.jpg       the learned field lies on the exact one
-  error-budget.jpg           distance to the data: how much is base, steps, learning, and chance
-Run:  python swiss_roll.py        (python swiss_roll.py --help lists what can be changed)
+The claim
+    A fully connected ReLU network is trained by least squares to predict x_0 from
+    x_t = x_0 + N(0, sigma_q^2 t I). What it learns is the denoiser E[x_0 | x_t], and eq. (24)
+        E[x_{t-dt} | x_t] = (dt / t) E[x_0 | x_t] + (1 - dt / t) x_t
+    turns that into the reverse mean, which is all that DDPM and DDIM need.
+
+How well does it learn, and does it matter?
+    The data lies on a curve, so E[x_0 | x_t] is an integral along the curve: `exact_denoiser`. That
+    gives the least error that any network can have, the Bayes error, and what the network's error
+    is above it, the excess. The samplers can also be run with the exact denoiser. What then still
+    parts the samples from the data is not the network's doing: it is the base, which is not the
+    true p_1, and the steps.
+
+What to look for in figures/
+    data.jpg                     the curve
+    train_loss.jpg               the loss falls to the Bayes error
+    learned-vs-exact.jpg         the learned denoiser lies on the exact one
+    eval_ddpm_samples.jpg        DDPM from the base and from p_1: the curve, and its last noise
+    eval_ddim_samples.jpg        DDIM: on the curve, a few samples between its turns
+    error-budget.jpg             distance to the data: how much is base, steps, learning, chance
+    shares-along-the-roll.jpg    how much of the samples lies in each tenth of the roll
+
+Run
+    python swiss_roll.py
+
+Try this
+    python swiss_roll.py --train-steps 300                        little is learned
+    python swiss_roll.py --num-steps 20 --checkpoint roll.pt      few steps; keeps the network
+    python swiss_roll.py --num-steps 200 --checkpoint roll.pt     more steps; need not train again
+    python swiss_roll.py --sigma-q 4                              a wider base
 """
 
 import argparse
-import contextlib
 import io
-import itertools
 import math
-import os
-import re
-import signal
-import sys
-import zipfile
 from functools import partial
 from pathlib import Path
-
-if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,77 +44,52 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-MIN_T, MIN_SIGMA_T = 5e-4, 0.002  # the smallest t that is learned; the smallest sigma_t that the quadrature resolves
+# ------------------------------------------- The data -------------------------------------------
+START, END = math.pi / 2, 4 * math.pi  # the angles at which the roll starts and ends
+
+
 def curve(theta):
-    """The Swiss roll at angles theta in [pi/2, 4 pi], (n,): radius theta / (4 pi).  Returns (n, 2)."""
-    return torch.stack([theta.cos(), theta.sin()], dim=1) * theta[:, None] / (4 * math.pi)
+    """The Swiss roll at the angles theta, (n,): radius theta / (4 pi).  Returns (n, 2)."""
+    direction = torch.stack([theta.cos(), theta.sin()], dim=1)
+    return direction * theta[:, None] / (4 * math.pi)
+
 
 def swiss_roll(n, rng):
-    """n draws of x_0, theta uniform on [pi/2, 4 pi], no noise, by a torch Generator.  Returns (n, 2)."""
-    return curve(math.pi / 2 + 3.5 * math.pi * torch.rand(n, generator=rng, device=rng.device))
+    """n draws of x_0: theta uniform on [pi/2, 4 pi], no noise.  Returns (n, 2).
+
+    rng: a torch Generator; what is drawn lies on its device, here and below.
+    """
+    theta = START + (END - START) * torch.rand(n, generator=rng, device=rng.device)
+    return curve(theta)
+
 
 def add_noise(x_0, t, sigma_q, rng):
     """x_t = x_0 + N(0, sigma_q^2 t I).  x_0: (n, 2);  t: (n,) or a float.  Returns (n, 2)."""
     sigma_t = sigma_q * torch.as_tensor(t, device=x_0.device).sqrt().reshape(-1, 1)
     return x_0 + sigma_t * torch.randn(x_0.shape, generator=rng, device=rng.device)
 
-# -------------------------------------------- Learning --------------------------------------------
-class Denoiser(nn.Module):
-    """f(x_t, t), a ReLU network that learns E[x_0 | x_t].
 
-    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, section 5): inputs of unit size, and an output that
-    corrects the best linear guess on the scale of that guess's error, so the task has unit size at every t.
-    """
+# --------------------------------------- The reverse mean ---------------------------------------
 
-    def __init__(self, sigma_q, sigma_data=0.5, width=64, depth=4):
-        super().__init__()
-        self.sigma_q, self.sigma_data = sigma_q, sigma_data
-        widths = [3] + depth * [width]
-        hidden = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(width, 2))
 
-    def forward(self, x_t, t):
-        """x_t: (n, 2);  t: (n,) or a float, 0 < t <= 1.  Returns E[x_0 | x_t] as learned, (n, 2)."""
-        sigma_t = self.sigma_q * torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device).sqrt().reshape(-1, 1)
-        norm = (sigma_t**2 + self.sigma_data**2).sqrt()
-        inputs = torch.cat([x_t / norm, (sigma_t.log() / 2).expand(len(x_t), 1)], dim=1)
-        return (self.sigma_data / norm) ** 2 * x_t + self.sigma_data * sigma_t / norm * self.layers(inputs)
-
-def losses_of(denoiser, n, sigma_q, rng, sigma_data=0.5):
-    """w(t) |f(x_t, t) - x_0|^2 of n fresh draws, (n,); t log-uniform on [MIN_T, 1], w(t) = 1 / (f's output scale)^2."""
-    x_0, t = swiss_roll(n, rng), MIN_T ** torch.rand(n, generator=rng, device=rng.device)
-    weight = 1 / (sigma_q**2 * t) + 1 / sigma_data**2
-    return weight * (denoiser(add_noise(x_0, t, sigma_q, rng), t) - x_0).square().sum(dim=1)
-
-def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
-    """Least squares on fresh samples.  rng: a torch Generator.  Returns (Denoiser, the loss of each step)."""
-    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from global state: seed it, then put it back
-        torch.manual_seed(rng.initial_seed())
-        denoiser = Denoiser(sigma_q).to(rng.device)
-    optimizer = torch.optim.Adam(denoiser.parameters(), fused=rng.device.type != "mps")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=train_steps)
-    losses = torch.empty(train_steps, device=rng.device)
-    for step in (progress := tqdm(range(train_steps), desc="training", disable=None)):
-        loss = losses_of(denoiser, batch_size, sigma_q, rng).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses[step] = loss.detach()
-        if step % 100 == 0:
-            progress.set_postfix(loss=f"{loss:.3f}")
-    return denoiser.requires_grad_(False), losses.tolist()
-
-# ------------------------------- The reverse mean and the samplers --------------------------------
 def reverse_mean(x_t, t, dt, *, denoiser):
-    """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24).  x_t: (n, 2) at time t;  0 < dt <= t <= 1.  Returns (n, 2)."""
+    """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24) of the tutorial.
+
+    x_t: (n, 2) points at time t;  0 < dt <= t <= 1;  denoiser(x_t, t) -> (n, 2).  Returns (n, 2).
+    """
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
+
+
+# ----------------------------------------- The samplers -----------------------------------------
+# They know nothing of the data but the function that they are given: reverse_mean(x_t, t, dt).
+
 
 def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
     """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
 
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError);
-    rng: a torch Generator.  Yields num_steps arrays like x_1, the last of them x_0.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  rng: a torch Generator.
+    num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
+    Yields num_steps arrays like x_1, the last of them x_0.
     """
     x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
@@ -112,11 +97,14 @@ def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
         x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
         yield x_t
 
-def ddim(reverse_mean, x_1, num_steps):
-    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t), lam = sigma_t / (sigma_{t-dt} + sigma_t).
 
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
-    Yields num_steps arrays like x_1, the last of them x_0.  As sigma_t = sigma_q sqrt(t), sigma_q cancels in lam.
+def ddim(reverse_mean, x_1, num_steps):
+    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
+
+    lam = sigma_t / (sigma_{t-dt} + sigma_t); as sigma_t = sigma_q sqrt(t), sigma_q cancels in it.
+    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base.
+    num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
+    Yields num_steps arrays like x_1, the last of them x_0.
     """
     x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
@@ -124,226 +112,492 @@ def ddim(reverse_mean, x_1, num_steps):
         x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
         yield x_t
 
-# ------------------------- The check: the denoiser that no network can beat -------------------------
-def exact_denoiser(x_t, t, *, sigma_q):
-    """E[x_0 | x_t], the integral of c(theta) p(theta | x_t) along the curve c, by Gauss-Legendre quadrature.
 
-    x_t: (n, 2);  t: (n,) or a float.  Returns (n, 2) in x_t's precision; the quadrature's own error is below 1e-6.
-    Raises ValueError where sigma_t < MIN_SIGMA_T, which would take too many nodes.
+# ------------------------------------------- Learning -------------------------------------------
+MIN_T = 5e-4  # the smallest t that is learned
+SIGMA_DATA = 0.5  # about the standard deviation of the data
+
+
+class Denoiser(nn.Module):
+    """A ReLU network that learns E[x_0 | x_t].
+
+    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, section 5 and table 1). The best
+    linear guess of x_0 is c_skip x_t, and c_out is the size of its error. The network learns what
+    that guess misses, in units of c_out. So its task has the same size at every t, and at small t,
+    where x_t nearly is x_0, it can do little harm.
     """
-    variance = sigma_q**2 * torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1)
-    if variance.min() < MIN_SIGMA_T**2:
-        raise ValueError(f"sigma_t is below {MIN_SIGMA_T:g}")
-    # 16 nodes a panel. Panels are even in theta^2, nearly so in arc length (6.3 in all), and at most 5 sigma_t long.
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    edges = np.linspace((math.pi / 2) ** 2, (4 * math.pi) ** 2, math.ceil(2 + 1.3 / float(variance.min()) ** 0.5))
-    theta = np.sqrt((edges[1:] + edges[:-1])[:, None] / 2 + np.diff(edges)[:, None] / 2 * nodes)
-    log_w, c = torch.tensor(np.log(weights / theta).ravel()).to(x_t), curve(torch.tensor(theta.ravel())).to(x_t)
-    rows, half_square = 2**20 // len(c) + 1, c.square().sum(dim=1) / 2  # a few rows at a time, to stay in cache
-    mean_x_0, variance = torch.empty_like(x_t), variance.expand(len(x_t), 1)
-    for x, v, y in zip(x_t.split(rows), variance.split(rows), mean_x_0.split(rows)):
-        y[:] = ((x @ c.T - half_square) / v + log_w).softmax(dim=1) @ c  # -|x - c|^2 / (2 v) but for a term without c
-    return mean_x_0
+
+    def __init__(self, sigma_q, width=64):
+        super().__init__()
+        self.sigma_q = sigma_q
+        self.layers = nn.Sequential(
+            nn.Linear(3, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 2),
+        )
+
+    def forward(self, x_t, t):
+        """E[x_0 | x_t], learned.  x_t: (n, 2);  t: (n,) or a float, 0 < t <= 1.  Returns (n, 2)."""
+        t = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1)
+        sigma_t = self.sigma_q * t.sqrt()
+        std_t = (sigma_t**2 + SIGMA_DATA**2).sqrt()  # of x_t
+        c_in = 1 / std_t
+        c_skip = SIGMA_DATA**2 / std_t**2
+        c_out = SIGMA_DATA * sigma_t / std_t
+        c_noise = sigma_t.log() / 2
+        inputs = torch.cat([c_in * x_t, c_noise.expand(len(x_t), 1)], dim=1)
+        return c_skip * x_t + c_out * self.layers(inputs)
+
+
+def losses_of(denoiser, n, sigma_q, rng):
+    """The loss of n fresh draws, one by one: squared errors |f(x_t, t) - x_0|^2 / c_out^2.
+
+    t is log-uniform on [MIN_T, 1]: every scale of the noise is met as often.  Returns (n,).
+    """
+    x_0 = swiss_roll(n, rng)
+    t = MIN_T ** torch.rand(n, generator=rng, device=rng.device)
+    x_t = add_noise(x_0, t, sigma_q, rng)
+    weight = 1 / (sigma_q**2 * t) + 1 / SIGMA_DATA**2  # 1 / c_out^2
+    return weight * (denoiser(x_t, t) - x_0).square().sum(dim=1)
+
+
+def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
+    """Least squares on fresh samples (Pseudocode 6).  rng: a torch Generator; it says the device.
+
+    Returns the trained Denoiser and the loss of each step, a list of floats.
+    """
+    torch.manual_seed(rng.initial_seed())  # nn.Linear draws its weights from torch's own generator
+    denoiser = Denoiser(sigma_q).to(rng.device)
+    optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
+    losses = []
+    for _ in tqdm(range(train_steps), "training", disable=None):
+        loss = losses_of(denoiser, batch_size, sigma_q, rng).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return denoiser.requires_grad_(False), losses
+
+
+# ------------------------------------------- The truth ------------------------------------------
+# p(theta | x_t) is proportional to exp(-|x_t - c(theta)|^2 / (2 sigma_t^2)) by Bayes' rule, with
+# c(theta) the curve. So E[x_0 | x_t] is the average of c(theta) with that weight: an integral over
+# theta, done by Gauss-Legendre quadrature. All of it is in double precision, on the CPU.
+
+
+def quadrature(sigma_t):
+    """Nodes for integrals over theta of what varies on the scale sigma_t along the curve.
+
+    The panels are even in theta^2, which is nearly even in arc length (6.3 in all), and at most
+    4.5 sigma_t long; each has 16 Gauss-Legendre nodes.
+    Returns c(theta) at the nodes, (m, 2), and the logarithms of their weights, (m,).
+    """
+    num_panels = max(2, math.ceil(1.4 / sigma_t))
+    nodes, weights = np.polynomial.legendre.leggauss(16)  # on [-1, 1]
+    edges = np.linspace(START**2, END**2, num_panels + 1)
+    middle = (edges[1:] + edges[:-1]) / 2
+    theta = np.sqrt(middle[:, None] + (edges[1] - edges[0]) / 2 * nodes).ravel()
+    log_weights = np.log(np.tile(weights, num_panels) / theta)  # d theta = d(theta^2) / (2 theta)
+    return curve(torch.tensor(theta)), torch.tensor(log_weights)
+
+
+def exact_denoiser(x_t, t, *, sigma_q):
+    """E[x_0 | x_t], good to 1e-6.  x_t: (n, 2);  t: (n,) or a float, sigma_q sqrt(t) >= 0.002.
+
+    Returns (n, 2), double, on the CPU.
+    """
+    x_t = x_t.cpu().double()
+    variance = sigma_q**2 * torch.as_tensor(t).cpu().double().reshape(-1, 1).expand(len(x_t), 1)
+    c, log_weights = quadrature(float(variance.min()) ** 0.5)
+    # -|x_t - c|^2 / (2 variance) is (x_t . c - |c|^2 / 2) / variance, and a term without c. That is
+    # the product of (x_t, -1) / variance and (c, |c|^2 / 2): a matrix product for all x_t and c.
+    rows = torch.cat([x_t, -torch.ones(len(x_t), 1)], dim=1) / variance
+    columns = torch.cat([c, c.square().sum(dim=1, keepdim=True) / 2], dim=1).T
+    few = 2**18 // len(c) + 1  # rows at a time, to stay in cache
+    means = [torch.addmm(log_weights, part, columns).softmax(dim=1) @ c for part in rows.split(few)]
+    return torch.cat(means)
+
+
+# ------------------------------------------- Measuring ------------------------------------------
+TIMES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # the t at which the denoiser is measured
+NUM_DIRECTIONS = 64  # of the sliced distance
+NUM_DATA_SETS = 11
+
 
 def excess_error(denoiser, t, sigma_q, rng, n=20_000):
-    """(E|f - exact|^2, Bayes error E|x_0 - exact|^2) at time t, from n draws; unweighted."""
+    """(excess, Bayes error) at time t, from n draws: E|f - E[x_0|x_t]|^2, E|x_0 - E[x_0|x_t]|^2."""
     x_0 = swiss_roll(n, rng)
     x_t = add_noise(x_0, t, sigma_q, rng)
-    exact = exact_denoiser(x_t.double(), t, sigma_q=sigma_q)
-    return [float(error.square().sum(dim=1).mean()) for error in (denoiser(x_t, t) - exact, x_0 - exact)]
+    exact = exact_denoiser(x_t, t, sigma_q=sigma_q)
+    excess = (denoiser(x_t, t).cpu().double() - exact).square().sum(dim=1).mean()
+    bayes = (x_0.cpu().double() - exact).square().sum(dim=1).mean()
+    return float(excess), float(bayes)
 
-def sliced_wasserstein(a, b, num_directions=64):
-    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each (Bonneel et al., 2015); a float."""
-    angles = math.pi * torch.arange(num_directions, device=a.device) / num_directions
-    directions = torch.stack([angles.cos(), angles.sin()], dim=1)
-    squares = [((a @ d).sort().values - (b @ d).sort().values).square().mean() for d in directions]
-    return float(torch.stack(squares).mean().sqrt())
 
-# ------------------------------------------ The figures -------------------------------------------
-def plot_points(panels):
-    """One panel per title.  panels: {title: {label: (points, color, size)}}."""
-    fig, axes = plt.subplots(len(panels), 1, figsize=(5, 0.4 + 4.6 * len(panels)), layout="constrained", squeeze=False)
-    for ax, (title, layers) in zip(axes[:, 0], panels.items()):
-        for label, (points, color, size) in layers.items():
-            ax.scatter(*points[:4000].T, s=size, color=color, label=label)
-        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=title)
-        ax.legend(fontsize=10, loc="upper right", markerscale=2)
+def measure_denoiser(denoiser, sigma_q, rng):
+    """How much larger the denoiser's error is than it has to be, at each of TIMES.
+
+    Returns {t: excess / Bayes error}, their mean under the key "mean", and {t: Bayes error}.
+    """
+    ratios = {}
+    bayes_errors = {}
+    for t in TIMES:
+        excess, bayes_errors[t] = excess_error(denoiser, t, sigma_q, rng)
+        ratios[t] = excess / bayes_errors[t]
+    ratios["mean"] = sum(ratios.values()) / len(TIMES)
+    return ratios, bayes_errors
+
+
+def final_loss(losses):
+    """Mean loss of the last 500 training steps."""
+    return np.mean(losses[-500:])
+
+
+def bayes_loss(sigma_q, rng, n=40_000):
+    """The training loss of the exact denoiser, from n draws, and its standard error."""
+    losses = losses_of(partial(exact_denoiser, sigma_q=sigma_q), n, sigma_q, rng)
+    return float(losses.mean()), float(losses.std()) / n**0.5
+
+
+def last(steps, num_steps, label):
+    """The last array that a sampler yields, x_0.  label: of the progress bar."""
+    for x_t in tqdm(steps, desc=label, total=num_steps, disable=None):
+        pass
+    return x_t
+
+
+def draw_starts(data, sigma_q, rng):
+    """x_1 from the base and from the true p_1, {start: (n, 2)}.  data: (n, 2), draws of x_0."""
+    noise = sigma_q * torch.randn(data.shape, generator=rng, device=rng.device)
+    return {"base": noise, "p_1": data + noise}
+
+
+def sample(denoiser, starts, num_steps, sigma_q, rng, which):
+    """Runs both samplers.  starts: {start: x_1, (n, 2)};  which: the denoiser's name.
+
+    Returns {(sampler, start, which): x_0, (n, 2), on the CPU}.
+    """
+    known = partial(reverse_mean, denoiser=denoiser)
+    samples = {}
+    for start, x_1 in starts.items():
+        steps = ddpm(known, x_1, num_steps, sigma_q, rng)
+        samples["DDPM", start, which] = last(steps, num_steps, f"DDPM, {start}, {which}").cpu()
+        steps = ddim(known, x_1, num_steps)
+        samples["DDIM", start, which] = last(steps, num_steps, f"DDIM, {start}, {which}").cpu()
+    return samples
+
+
+def projections(points):
+    """Sorted coordinates of points, (n, 2), along NUM_DIRECTIONS axes.  Returns (directions, n)."""
+    angles = math.pi * torch.arange(NUM_DIRECTIONS, dtype=torch.double) / NUM_DIRECTIONS
+    directions = torch.stack([angles.cos(), angles.sin()])
+    return (points.cpu().double() @ directions).T.contiguous().sort(dim=1).values
+
+
+def sliced_wasserstein(a, b):
+    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each; a float.
+
+    On a line W_2 is simple: the sorted points of a go to the sorted points of b. The sliced
+    distance is the root mean square of that over directions (Bonneel et al., 2015).
+    """
+    return float((projections(a) - projections(b)).square().mean().sqrt())
+
+
+def measure_distances(samples, rng):
+    """Sliced distance of each set of samples to fresh data, beside that of data to data.
+
+    samples: {run: x_0, (n, 2)}.  Returns {run: (root mean square distance to NUM_DATA_SETS data
+    sets of n points, the same in units of the floor)}, and the floor: the distance between data
+    sets, with its standard deviation from pair to pair.
+    """
+    n = len(next(iter(samples.values())))
+    data = [projections(swiss_roll(n, rng)) for _ in range(NUM_DATA_SETS)]
+    pairs = torch.stack([(a - b).square().mean() for a, b in zip(data, data[1:])])
+    floor = float(pairs.mean().sqrt())
+    distances = {}
+    for run, x_0 in samples.items():
+        seen = projections(x_0)
+        squares = torch.stack([(seen - other).square().mean() for other in data])
+        distance = float(squares.mean().sqrt())
+        distances[run] = distance, distance / floor
+    return distances, (floor, float(pairs.sqrt().std()))
+
+
+def shares_along_curve(x_0):
+    """Share of the points in each tenth of the roll's angle; of the data each is 1/10.
+
+    A point counts where the nearest point of the curve is.  x_0: (n, 2).  Returns (10,).
+    """
+    line = curve(torch.linspace(START, END, 2001, dtype=torch.double))
+    nearest = torch.cdist(x_0.cpu().double(), line).argmin(dim=1)
+    return torch.bincount(nearest * 10 // 2001, minlength=10).double() / len(x_0)
+
+
+def share_error(n):
+    """Standard error of a share of 1/10 among n points."""
+    return (0.1 * 0.9 / n) ** 0.5
+
+
+# ------------------------------------------- Printing -------------------------------------------
+
+
+def report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, args):
+    """Each argument is what the function of that name measured;  shares: {run: (10,)}."""
+    print("t                        " + "".join(f"{t:>9}" for t in ratios))
+    print("Bayes error              " + "".join(f"{e:9.3g}" for e in bayes_errors.values()))
+    print("learned: excess over it  " + "".join(f"{ratio:9.3%}" for ratio in ratios.values()))
+    print(f"loss of the last 500 steps {loss:.4f},", end=" ")
+    print(f"of the exact denoiser {bayes[0]:.4f} +- {bayes[1]:.4f} (s.e.)")
+    print(f"{args.num_samples} samples, {args.num_steps} steps:", end="        ")
+    print("sliced W_2 to data     share in a tenth of the roll")
+    print(f"data                            {floor[0]:.4f} +- {floor[1]:.4f} (s.d.)", end="     ")
+    print(f"0.100 +- {share_se:.3f} (s.e.)")
+    for (sampler, start, which), (distance, ratio) in distances.items():
+        share = shares[sampler, start, which]
+        print(f"{sampler} from {start:<5}{which:>8} denoiser", end="    ")
+        print(f"{distance:.4f} = {ratio:5.2f} x that", end="     ")
+        print(f"{share.min():.3f} to {share.max():.3f}")
+
+
+# ------------------------------------------ The figures -----------------------------------------
+plt.switch_backend("agg")  # the figures are files: no window
+plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
+
+
+def draw_data(data):
+    """data: (n, 2)."""
+    fig, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+    ax.scatter(*data.T, s=3, color="0.3", label="$x_0$")
+    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title="The data: a Swiss roll, no noise")
+    ax.legend(fontsize=10, loc="upper right", markerscale=2)
     return fig
 
-def plot_loss(losses, bayes):
+
+def draw_loss(losses, bayes):
+    """losses: of train;  bayes: of bayes_loss."""
     fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     window = max(1, len(losses) // 50)
     means = np.convolve(losses, np.ones(window) / window, mode="valid")
-    ax.semilogy(np.arange(1, len(losses) + 1), losses, ".", color="0.8", ms=2, label="loss of each step")
-    ax.semilogy(np.arange(window, len(losses) + 1), means, "C0.-", ms=1, label=f"mean of {window} steps")
-    if math.isfinite(bayes):
-        ax.axhline(bayes, color="k", ls="--", lw=1.2, label=f"Bayes error, {bayes:.3f}: no network can beat it")
-    ax.set(xlabel="training step", ylabel="weighted squared error", title="Training loss and the Bayes error")
+    steps = np.arange(1, len(losses) + 1)
+    ax.semilogy(steps, losses, ".", color="0.8", ms=2, label="loss of each step")
+    ax.semilogy(steps[window - 1 :], means, "C0.-", ms=1, label=f"mean of {window} steps")
+    label = f"Bayes error, {bayes[0]:.3f}: no network can beat it"
+    ax.axhline(bayes[0], color="k", ls="--", lw=1.2, label=label)
+    ax.set(xlabel="training step", ylabel="weighted squared error")
+    ax.set_title("The training loss falls to the Bayes error")
     ax.legend(fontsize=11)
     return fig
 
-def plot_fields(denoisers, sigma_q, excesses, rng):
-    """For three t: E[x_0 | x_t] - x_t as arrows from draws of x_t, learned on exact."""
+
+def draw_denoisers(denoiser, ratios, sigma_q, rng):
+    """Lines from x_t to E[x_0 | x_t], learned on exact.  ratios: of measure_denoiser."""
     fig, axes = plt.subplots(3, 1, figsize=(5, 14), layout="constrained")
-    for ax, t in zip(axes, (0.01, 0.1, 1.0)):
-        x_t = add_noise(swiss_roll(150 if t < 1 else 40, rng), t, sigma_q, rng)
-        for name, color, width in [("exact", "0.65", 0.012), ("learned", "C0", 0.0035)][-len(denoisers) :]:
-            style = {"color": color, "width": width, "angles": "xy", "scale_units": "xy", "scale": 1}
-            ax.quiver(*x_t.T.cpu(), *(denoisers[name](x_t, t) - x_t).T.cpu(), label=name, **style)
-        ax.plot(*curve(torch.linspace(math.pi / 2, 4 * math.pi, 300)).T, "k", lw=0.8, label="the data")
-        percent = f": excess error {excesses[t]:.2%}" if t in excesses else ""
-        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=f"$E[x_0\\,|\\,x_t] - x_t$ at t = {t:g}{percent}")
-    fig.legend(*ax.get_legend_handles_labels(), fontsize=11, loc="outside upper center", ncols=3)
+    for ax, t, num_points in zip(axes, (0.01, 0.1, 1.0), (80, 60, 40)):
+        x_t = add_noise(swiss_roll(num_points, rng), t, sigma_q, rng)
+        ax.plot(*x_t.cpu().T, ".", color="0.3", ms=5, label="$x_t$")
+        ax.plot(*curve(torch.linspace(START, END, 300)).T, "k", lw=0.8, label="the data")
+        exact = exact_denoiser(x_t, t, sigma_q=sigma_q)
+        learned = denoiser(x_t, t)
+        for name, x_0, color, size in [("exact", exact, "0.75", 4), ("learned", learned, "C0", 1)]:
+            lines = torch.stack([x_t.cpu(), x_0.cpu()])  # (2, num_points, 2)
+            ax.plot(lines[..., 0], lines[..., 1], color=color, lw=size)
+            ax.plot(*x_0.cpu().T, "o", color=color, ms=size + 2, label=f"$E[x_0|x_t]$, {name}")
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal")
+        ax.set_title(f"t = {t:g}: excess error {ratios[t]:.2%} of the Bayes error")
+    fig.legend(*ax.get_legend_handles_labels(), fontsize=11, loc="outside upper center", ncols=2)
     return fig
 
-def plot_budget(distances, floor, spread):
-    """distances: {(denoiser, start, sampler): sliced distance to data}."""
+
+def draw_samples(sampler, samples, data):
+    """A sampler with the learned denoiser over the data, from both starts.  samples: of sample."""
+    fig, axes = plt.subplots(2, 1, figsize=(5, 9.6), layout="constrained")
+    for ax, start in zip(axes, ("base", "p_1")):
+        ax.scatter(*data.T, s=12, color="0.8", label="data")
+        ax.scatter(*samples[sampler, start, "learned"].T, s=1.5, color="C0", label="samples")
+        name = {"base": "the base", "p_1": "the true $p_1$"}[start]
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=f"{sampler} from {name}")
+        ax.legend(fontsize=10, loc="upper right", markerscale=2)
+    return fig
+
+
+def draw_budget(distances, floor):
+    """distances, floor: of measure_distances."""
     fig, ax = plt.subplots(figsize=(6, 5), layout="constrained")
-    runs = list(dict.fromkeys(key[1:] for key in distances))
+    runs = [("DDPM", "base"), ("DDIM", "base"), ("DDPM", "p_1"), ("DDIM", "p_1")]
     for which, marker in [("learned", "o"), ("exact", "x")]:
-        heights = [distances.get((which, *run), np.nan) for run in runs]
-        ax.semilogy(range(len(runs)), heights, marker, ms=10, mew=2, label=f"{which} denoiser")
-    ax.axhspan(floor - spread, floor + spread, color="0.88")
-    ax.axhline(floor, color="k", ls="--", lw=1, label=f"between two data sets: {floor:.4f} $\\pm$ {spread:.4f} (s.d.)")
-    ax.set_xticks(range(len(runs)), [f"{sampler}\nfrom {start}" for start, sampler in runs])
-    ax.set(ylabel="sliced $W_2$ to the data", title="Distance to data: base or $p_1$, learned or not", xlim=(-0.5, 3.5))
+        heights = [distances[(*run, which)][0] for run in runs]
+        ax.semilogy(range(4), heights, marker, ms=10, mew=2, label=f"{which} denoiser")
+    ax.axhspan(floor[0] - floor[1], floor[0] + floor[1], color="0.88")
+    label = f"between two data sets: {floor[0]:.4f} $\\pm$ {floor[1]:.4f} (s.d.)"
+    ax.axhline(floor[0], color="k", ls="--", lw=1, label=label)
+    names = {"base": "base", "p_1": "$p_1$"}
+    ax.set_xticks(range(4), [f"{sampler}\nfrom {names[start]}" for sampler, start in runs])
+    ax.set(ylabel="sliced $W_2$ to the data", xlim=(-0.5, 3.5))
+    ax.set_title("The base costs most; learned or exact is alike")
     ax.legend(fontsize=10)
     return fig
 
-# ---------------------------------------- The command line ----------------------------------------
-def write_whole(path, data):
-    """Writes bytes beside `path`, and moves that file into place only once it is complete."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    print(f"wrote {path}")
+
+def draw_shares(shares, share_se):
+    """shares: {(sampler, start, denoiser): (10,)};  share_se: of share_error."""
+    fig, axes = plt.subplots(2, 1, figsize=(6, 7), layout="constrained", sharex=True, sharey=True)
+    middles = np.arange(10) + 0.5
+    for ax, start in zip(axes, ("base", "p_1")):
+        ax.axhspan(0.1 - 2 * share_se, 0.1 + 2 * share_se, color="0.88")
+        ax.axhline(0.1, color="k", ls="--", lw=1, label=r"data: 1/10 $\pm$ 2 s.e.")
+        for sampler, color, offset in [("DDPM", "C0", -0.1), ("DDIM", "C1", 0.1)]:
+            for which, marker in [("learned", "o"), ("exact", "x")]:
+                label = f"{sampler}, {which} denoiser"
+                share = shares[sampler, start, which]
+                ax.plot(middles + offset, share, marker, color=color, ms=7, mew=1.5, label=label)
+        name = {"base": "the base: DDIM keeps its error", "p_1": "the true $p_1$"}[start]
+        ax.set(ylabel="share of the samples", title=f"From {name}")
+    axes[0].legend(fontsize=9, ncols=2)
+    axes[0].set_ylim(top=1.15 * axes[0].get_ylim()[1])
+    axes[1].set(xlabel="tenth of the roll, from its inner end", xticks=range(11))
+    return fig
+
+
+# ------------------------------------------ Running it ------------------------------------------
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help prints the docstring as it stands, and each option's default."""
+
+
+def number(kind, low, high):
+    """An argparse type: an int or a float from low to high (so neither NaN nor infinity)."""
+
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return kind(text)
+
+    parse.__name__ = kind.__name__
+    return parse
+
 
 def load(path):
-    """The Denoiser that --checkpoint saved (no code in it is run), with `losses` and `settings`.  Else: ValueError."""
+    """The Denoiser in a file of save_checkpoint, with its `losses`.  ValueError for other files."""
     try:
-        if zipfile.ZipFile(path).testzip() is not None:
-            raise ValueError("some bytes are not as they were written")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        denoiser = Denoiser(saved["settings"]["sigma_q"])
+        denoiser = Denoiser(saved["sigma_q"])
         denoiser.load_state_dict(saved["network"])
-        denoiser.losses, denoiser.settings = [float(loss) for loss in saved["losses"]], dict(saved["settings"])
-    except Exception as error:  # zipfile and torch raise many kinds for a broken file
-        raise ValueError(f"'{path}' is not a whole checkpoint of {Path(__file__).name}") from error
+        denoiser.losses = saved["losses"]
+    except Exception as error:  # torch.load has many for a file that it cannot read
+        raise ValueError(f"{path} is not a checkpoint of this script") from error
     return denoiser.requires_grad_(False)
 
-def run(args, settings, denoiser):
-    torch.set_num_threads(1)  # layers this small gain little from two, and the result must not hang on how many
-    rng, sigma_q, n = torch.Generator(args.device).manual_seed(args.seed), args.sigma_q, args.num_samples
-    training = {key: settings[key] for key in settings if key != "seed"}
-    denoiser, losses = (denoiser.to(args.device), denoiser.losses) if denoiser else train(**training, rng=rng)
-    if not math.isfinite(sum(losses)):
-        sys.exit("the training diverged; try a smaller --learning-rate")
-    if args.checkpoint and not args.checkpoint.exists():
-        buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": denoiser.state_dict()}
-        torch.save(saved, buffer)
-        write_whole(args.checkpoint, buffer.getvalue())
-    rng.manual_seed(args.seed ^ 1)  # so that what follows is the same for a network trained now or loaded
-    denoisers, bayes, excesses = {"learned": denoiser}, torch.tensor([math.nan]), {}
-    if sigma_q * MIN_T**0.5 >= MIN_SIGMA_T:
-        denoisers["exact"] = partial(exact_denoiser, sigma_q=sigma_q)
-        bayes = losses_of(denoisers["exact"], 200_000, sigma_q, rng).cpu()
-        for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
-            excess, floor = excess_error(denoiser, t, sigma_q, rng)
-            excesses[t] = excess / floor
-            print(f"t = {t:<5g}  Bayes error {floor:9.3g}   the learned denoiser's excess over it {excesses[t]:8.3%}")
-        print(f"mean over t {np.mean(list(excesses.values())):59.3%}")
-    floor = f"{bayes.mean():.4f} +- {bayes.std(correction=0) / len(bayes) ** 0.5:.4f} (s.e.)"
-    print(f"loss of the last 500 steps {np.mean(losses[-500:]):.4f}; Bayes error {floor if excesses else 'unresolved'}")
-    data = swiss_roll(n, rng)
-    noise = sigma_q * torch.randn(data.shape, generator=rng, device=rng.device)
-    starts, samples = {"base": noise, "$p_1$": data + noise}, {}
-    for which, start, name in itertools.product(denoisers, starts, ("DDPM", "DDIM")):
-        mean, x_1 = partial(reverse_mean, denoiser=denoisers[which]), starts[start]
-        steps = ddpm(mean, x_1, args.num_steps, sigma_q, rng) if name == "DDPM" else ddim(mean, x_1, args.num_steps)
-        for x_t in tqdm(steps, desc=f"{name}, {which}, from {start}", total=args.num_steps, disable=None):
-            samples[which, start, name] = x_t
-    fresh = [swiss_roll(n, rng) for _ in range(11)]
-    floors = np.array([sliced_wasserstein(a, b) for a, b in zip(fresh, fresh[1:])])
-    floor = (floors**2).mean() ** 0.5
-    distances = {key: np.mean([sliced_wasserstein(x, b) ** 2 for b in fresh]) ** 0.5 for key, x in samples.items()}
-    print(f"sliced W_2 to data, {n} samples, {args.num_steps} steps; of data {floor:.4f} +- {floors.std():.4f} (s.d.)")
-    for (which, start, name), distance in distances.items():
-        print(f"{name} from {start.strip('$'):<4}  {which:<7} denoiser  {distance:.4f} = {distance / floor:.2f} x that")
-    plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
-    data, samples = data.cpu(), {key: x_0.cpu() for key, x_0 in samples.items()}
-    figures = {"data.jpg": plot_points({"The data: a Swiss roll, no noise": {"$x_0$": (data, "0.3", 3)}})}
-    figures["train_loss.jpg"] = plot_loss(losses, float(bayes.mean()))
-    figures["learned-vs-exact.jpg"] = plot_fields(denoisers, sigma_q, excesses, rng)
-    figures["error-budget.jpg"] = plot_budget(distances, floor, floors.std())
-    for name in ("DDPM", "DDIM"):
-        layers = {f"{name} from {start}": (samples["learned", start, name], "C0", 1.5) for start in starts}
-        panels = {title: {"data": (data, "0.8", 12), "samples": layer} for title, layer in layers.items()}
-        figures[f"eval_{name.lower()}_samples.jpg"] = plot_points(panels)
-    for name, fig in figures.items():
-        buffer = io.BytesIO()  # not the file itself: a full disk would go unnoticed
-        fig.savefig(buffer, format="jpg", dpi=100)
-        write_whole(args.figures_dir / name, buffer.getvalue())
-    plt.show() if args.show else plt.close("all")
+
+def parse_arguments(argv):
+    """The options.  Exits with status 2 on what cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = partial(parser.add_argument, metavar="X")
+    add("--num-steps", type=number(int, 1, 2000), default=1000, help="steps of a sampler, 1/dt")
+    add("--num-samples", type=number(int, 2, 10**6), default=5000, help="samples per sampler")
+    add("--sigma-q", type=number(float, 0.1, 100), default=1.0, help="std of the noise at t = 1")
+    add("--train-steps", type=number(int, 1, 10**6), default=8500, help="steps of the optimizer")
+    add("--batch-size", type=number(int, 1, 10**5), default=1024, help="fresh draws in each")
+    add("--learning-rate", type=number(float, 1e-6, 0.1), default=0.01, help="at its largest")
+    add("--seed", type=number(int, 0, 2**62), default=0, help="seed of every draw")
+    devices = ["cpu"]
+    if torch.accelerator.is_available():
+        devices.append(torch.accelerator.current_accelerator().type)
+    add("--device", choices=devices, default="cpu", help=f"of the network: {' or '.join(devices)}")
+    add("--checkpoint", type=Path, help="saves the trained network, or loads it if the file exists")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="their folder")
+    args = parser.parse_args(argv)
+    args.trained = None
+    try:
+        if args.checkpoint and args.checkpoint.exists():
+            args.trained = load(args.checkpoint)
+            if args.trained.sigma_q != args.sigma_q:
+                raise ValueError(f"it was trained with --sigma-q {args.trained.sigma_q:g}")
+        elif args.checkpoint:
+            args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        args.figures_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --checkpoint or --figures-dir: {error}")
+    return args
+
+
+def save(figure, path):
+    """Writes the figure whole or not at all: drawn in memory, written beside, moved into place."""
+    image = io.BytesIO()  # Pillow does not notice a full disk, Python does
+    figure.savefig(image, format="jpg", dpi=120)
+    part = path.with_suffix(".part")
+    part.write_bytes(image.getvalue())
+    part.replace(path)
+    print(f"wrote {path}")
+
+
+def save_checkpoint(denoiser, losses, path):
+    """Writes the network whole or not at all, as `save` does."""
+    checkpoint = io.BytesIO()
+    network = denoiser.state_dict()
+    torch.save({"sigma_q": denoiser.sigma_q, "network": network, "losses": losses}, checkpoint)
+    part = path.with_suffix(".part")
+    part.write_bytes(checkpoint.getvalue())
+    part.replace(path)
+    print(f"wrote {path}")
+
+
+def learn(args):
+    """The network and the loss of each step: trained, and saved if asked for; or loaded."""
+    if args.trained:
+        return args.trained.to(args.device), args.trained.losses
+    rng = torch.Generator(args.device).manual_seed(args.seed)
+    size = {"train_steps": args.train_steps, "batch_size": args.batch_size}
+    rate = {"learning_rate": args.learning_rate}
+    denoiser, losses = train(sigma_q=args.sigma_q, **size, **rate, rng=rng)
+    if args.checkpoint:
+        save_checkpoint(denoiser, losses, args.checkpoint)
+    return denoiser, losses
+
 
 def main(argv=None):
-    """Learn, sample, hold both against the exact, write the figures.  Exits with 2 on bad input, 1 on a fault."""
-    parser = argparse.ArgumentParser(
-        description="Learn E[x_0 | x_t] on the Swiss roll, sample with DDPM and DDIM, and hold both against the exact.",
-        epilog="what happens if ...\n  little is learned?     python swiss_roll.py --train-steps 300\n"
-        "  few steps are taken?   python swiss_roll.py --num-steps 20 --checkpoint roll.pt (then 200: it is trained)\n"
-        "  the base is wider?     python swiss_roll.py --sigma-q 4",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
-    add = parser.add_argument
-    parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e-3 is a value, not an option
-    numbers = {  # option: type, lowest, highest, default, meaning
-        "--num-steps": (int, 1, 2000, 1000, "number of steps of a sampler, 1/dt"),
-        "--num-samples": (int, 1, 10**6, 10_000, "number of samples per sampler"),
-        "--sigma-q": (float, 1e-6, 1e6, 1.0, "sigma_q, standard deviation of the noise at t = 1"),
-        "--train-steps": (int, 1, 10**6, 8500, "number of steps of the optimizer"),
-        "--batch-size": (int, 1, 2**16, 1024, "number of fresh samples in each of them"),
-        "--learning-rate": (float, 1e-9, 1.0, 0.01, "largest rate of the one-cycle schedule"),
-        "--seed": (int, 0, 2**63 - 1, 0, "seed of every draw"),
-    }
-    for name, (kind, _, _, default, text) in numbers.items():
-        add(name, type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
-    add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
-    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: beside the script")
-    add("--show", action="store_true", help="open the figures in windows as well")
-    args, denoiser = parser.parse_args(argv), None
-    for name, (kind, low, high, _, _) in numbers.items():
-        if not low <= vars(args)[name[2:].replace("-", "_")] <= high:  # NaN is not
-            parser.error(f"argument {name}: takes a{' whole' * (kind is int)} number from {low} to {high}")
-    plt.switch_backend(plt.get_backend() if args.show else "agg")
-    if args.show and plt.get_backend().lower() == "agg":
-        parser.error("argument --show: there is no display to open windows on")
-    settings = {name: vars(args)[name] for name in ("sigma_q", "train_steps", "batch_size", "learning_rate", "seed")}
-    if (file := args.checkpoint) and os.path.exists(file):  # False for a name that is too long
-        try:
-            denoiser = load(file)
-        except ValueError as error:
-            parser.error(f"argument --checkpoint: {error}")
-        for name in (name for name in settings if denoiser.settings.get(name) != settings[name]):
-            trained = f"--{name.replace('_', '-')} {denoiser.settings.get(name)}, not {settings[name]}"
-            parser.error(f"argument --checkpoint: '{file}' was trained with {trained}")
-    elif file and not (os.access(f"{file.parent}/.", os.W_OK) and len(os.fsencode(file.name)) < 240):
-        parser.error(f"argument --checkpoint: takes a file in a folder that can be written to, not '{file}'")
-    with contextlib.suppress(OSError):
-        args.figures_dir.mkdir(parents=True, exist_ok=True)
-    if not os.access(f"{args.figures_dir}/.", os.W_OK):
-        parser.error(f"argument --figures-dir: takes a folder that can be written to, not '{args.figures_dir}'")
-    try:
-        run(args, settings, denoiser)
-    except OSError as error:
-        sys.exit(f"{parser.prog}: {error}")
+    """Learns, samples, measures, prints, draws.  Exits with status 2 on bad input."""
+    args = parse_arguments(argv)
+    torch.set_num_threads(1)  # so small a network gains little from two
+    sigma_q, num_steps = args.sigma_q, args.num_steps
 
-if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
-    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
+    denoiser, losses = learn(args)
+
+    rng = torch.Generator(args.device).manual_seed(args.seed + 1)  # of what the network does
+    cpu = torch.Generator().manual_seed(args.seed + 2)  # of the data and of what is exact
+    data = swiss_roll(args.num_samples, cpu)
+    starts = draw_starts(data, sigma_q, cpu)
+    there = {start: x_1.to(args.device) for start, x_1 in starts.items()}
+    exact = partial(exact_denoiser, sigma_q=sigma_q)
+    samples = sample(denoiser, there, num_steps, sigma_q, rng, "learned")
+    samples.update(sample(exact, starts, num_steps, sigma_q, cpu, "exact"))
+
+    ratios, bayes_errors = measure_denoiser(denoiser, sigma_q, rng)
+    bayes = bayes_loss(sigma_q, cpu)
+    distances, floor = measure_distances(samples, cpu)
+    shares = {run: shares_along_curve(x_0) for run, x_0 in samples.items()}
+    share_se = share_error(args.num_samples)
+
+    loss = final_loss(losses)
+    report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, args)
+
+    folder = args.figures_dir
+    save(draw_data(data), folder / "data.jpg")
+    save(draw_loss(losses, bayes), folder / "train_loss.jpg")
+    save(draw_denoisers(denoiser, ratios, sigma_q, rng), folder / "learned-vs-exact.jpg")
+    save(draw_samples("DDPM", samples, data), folder / "eval_ddpm_samples.jpg")
+    save(draw_samples("DDIM", samples, data), folder / "eval_ddim_samples.jpg")
+    save(draw_budget(distances, floor), folder / "error-budget.jpg")
+    save(draw_shares(shares, share_se), folder / "shares-along-the-roll.jpg")
+
+
+if __name__ == "__main__":
     main()

@@ -1,33 +1,43 @@
 """Experiment 4: flow matching; a network learns the velocity that carries an annulus to a spiral.
 
-Claim. Draw x_0 from the spiral and x_1 from the annulus, independently, and move each pair on a straight line,
-x_t = t x_1 + (1 - t) x_0, at velocity x_0 - x_1 (the linear pointwise flow). A network trained by least squares to
-predict x_0 - x_1 from (x_t, t) learns the marginal velocity v_t(x) = E[x_0 - x_1 | x_t = x] (Pseudocode 4), and
-x_{t-dt} = x_t + v_t(x_t) dt from t = 1 to dt carries the annulus to the spiral (Pseudocode 5).
-Both distributions are simple enough for v_t to be an integral over the spiral's angle and the annulus's radius, the
-other angle being done in closed form with Bessel functions (`exact_velocity`).
-What to look for in figures/:
-  data.jpg           the annulus, the spiral
-  train_loss.jpg     the loss falls to its irreducible part, the variance of x_0 - x_1 given x_t
-  scatter.gif        the points flow from annulus to spiral, coloured by where they started
-  trajectories.jpg   their paths, and the learned velocity on top of the exact one at several t
-Run:  python flow_matching.py        (python flow_matching.py --help lists what can be changed)
+The claim
+    Draw x_0 from the spiral and x_1 from the annulus, independently. Move each pair on a straight
+    line, x_t = t x_1 + (1 - t) x_0: its velocity is x_0 - x_1 (the linear pointwise flow; time runs
+    from 1 to 0). A network trained by least squares to predict x_0 - x_1 from (x_t, t) learns
+        v_t(x) = E[x_0 - x_1 | x_t = x],
+    the average velocity of all the lines through x (Pseudocode 4). Following it from t = 1 to 0,
+        x_{t-dt} = x_t + v_t(x_t) dt,
+    carries the annulus to the spiral (Pseudocode 5).
+
+How well does it learn, and what matters?
+    Annulus and spiral are simple enough for v_t to be an integral along the spiral:
+    `exact_velocity`. So the learned velocity has an error that can be measured at each t, the loss
+    has a known floor, its irreducible part, and the exact velocity can be followed beside it.
+    Lying on the spiral is not enough: each tenth of the spiral should get a tenth of the points.
+    Which turn of the spiral a point goes to is decided early, while t is near 1 and v_t is easy to
+    learn. Small errors there cost more than large errors later.
+
+What to look for in figures/
+    data.jpg                       the annulus, the spiral
+    train_loss.jpg                 the loss falls to its irreducible part
+    scatter.gif                    the points flow, coloured by the height at which they started
+    trajectories.jpg               their paths; learned velocities on exact ones at three t
+    shares-along-the-spiral.jpg    how many points each tenth of the spiral gets
+
+Run
+    python flow_matching.py
+
+Try this
+    python flow_matching.py --train-steps 200                      little is learned
+    python flow_matching.py --num-steps 5 --checkpoint flow.pt     few steps; keeps the network
+    python flow_matching.py --num-steps 50 --checkpoint flow.pt    more steps; need not train again
 """
 
 import argparse
-import contextlib
 import io
 import math
-import os
-import re
-import signal
-import sys
-import zipfile
 from functools import partial
 from pathlib import Path
-
-if __name__ == "__main__":  # set before the slow imports: Ctrl-C is one line and status 130, always
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,75 +46,54 @@ from matplotlib.animation import PillowWriter
 from torch import nn
 from tqdm import tqdm
 
-INNER, OUTER, TURNS, NOISE = 2.5, 3.0, 3, 0.1  # radii of the annulus; turns of the spiral and its noise
+# ------------------------------------------- The data -------------------------------------------
+INNER, OUTER = 2.5, 3.0  # radii of the annulus
+START, END = 0.0, 6 * math.pi  # the angles at which the spiral starts and ends
+NOISE = 0.1  # standard deviation of what is added to the spiral
+
+
 def annulus(n, rng):
-    """n draws of x_1: angle uniform, radius uniform on [2.5, 3].  rng: a torch Generator.  Returns (n, 2)."""
-    angle, radius = torch.rand((2, n), generator=rng, device=rng.device)
-    angle, radius = 2 * math.pi * angle, INNER + (OUTER - INNER) * radius
+    """n draws of x_1: angle uniform, radius uniform on [2.5, 3].  Returns (n, 2).
+
+    rng: a torch Generator; what is drawn lies on its device, here and below.
+    """
+    angle = 2 * math.pi * torch.rand(n, generator=rng, device=rng.device)
+    radius = INNER + (OUTER - INNER) * torch.rand(n, generator=rng, device=rng.device)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
 
+
 def curve(theta):
-    """The spiral's centre line at angles theta in [0, 6 pi], (n,): radius theta / (2 pi).  Returns (n, 2)."""
-    return torch.stack([theta.cos(), theta.sin()], dim=1) * theta[:, None] / (2 * math.pi)
+    """The spiral's centre line at angles theta, (n,): radius theta / (2 pi).  Returns (n, 2)."""
+    direction = torch.stack([theta.cos(), theta.sin()], dim=1)
+    return direction * theta[:, None] / (2 * math.pi)
+
 
 def spiral(n, rng):
-    """n draws of x_0: theta uniform on [0, 6 pi], plus N(0, 0.1^2 I).  rng: a torch Generator.  Returns (n, 2)."""
-    theta = 2 * math.pi * TURNS * torch.rand(n, generator=rng, device=rng.device)
+    """n draws of x_0: theta uniform on [0, 6 pi], plus N(0, 0.1^2 I).  Returns (n, 2)."""
+    theta = START + (END - START) * torch.rand(n, generator=rng, device=rng.device)
     return curve(theta) + NOISE * torch.randn((n, 2), generator=rng, device=rng.device)
 
-# -------------------------------------------- Learning --------------------------------------------
-class Velocity(nn.Module):
-    """f(x_t, t), a ReLU network that learns v_t(x_t).
 
-    Beside x_t and t it sees sines and cosines of them, so that it can bend sharply: of x_t at random frequencies
-    (Tancik et al. 2020, arXiv 2006.10739), of t at whole ones (t itself tells the two ends apart).
+# ----------------------------------------- The velocity -----------------------------------------
+
+
+def linear_flow(x_0, x_1, t):
+    """x_t = t x_1 + (1 - t) x_0 and its velocity x_0 - x_1, (n, 2) each.
+
+    x_0, x_1: (n, 2);  t: (n,) or a float.
     """
+    t = torch.as_tensor(t, device=x_0.device).reshape(-1, 1)
+    return t * x_1 + (1 - t) * x_0, x_0 - x_1
 
-    def __init__(self, num_frequencies=64, num_harmonics=12, width=128):
-        super().__init__()
-        self.register_buffer("frequencies", 2 * torch.randn(2, num_frequencies))
-        self.register_buffer("harmonics", 2 * math.pi * torch.arange(1.0, num_harmonics + 1))
-        widths = [3 + 2 * num_frequencies + 2 * num_harmonics, width, width, width]
-        hidden = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(width, 2))
 
-    def forward(self, x_t, t):
-        """x_t: (n, 2);  t: (n,) or a float, 0 <= t <= 1.  Returns v_t(x_t) as learned, (n, 2)."""
-        t = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device).expand(len(x_t))[:, None]
-        a, b = x_t @ self.frequencies, t * self.harmonics
-        return self.layers(torch.cat([x_t, t, a.sin(), a.cos(), b.sin(), b.cos()], dim=1))
+# ----------------------------------------- The samplers -----------------------------------------
 
-def random_pairs(n, rng):
-    """(x_t, t, x_0 - x_1) of n fresh independent pairs, 3/4 of them at t < 1/2, where v_t is hardest; t in strata."""
-    x_0, x_1 = spiral(n, rng), annulus(n, rng)
-    u = (torch.arange(n, device=rng.device) + torch.rand(n, generator=rng, device=rng.device)) / n
-    t = torch.where(u < 0.75, u / 1.5, 2 * u - 1).clamp(max=1 - 1e-6)
-    return t[:, None] * x_1 + (1 - t[:, None]) * x_0, t, x_0 - x_1
-
-def train(*, train_steps, batch_size, learning_rate, rng):
-    """Pseudocode 4: least squares on fresh pairs.  rng: a torch Generator.  Returns (Velocity, loss of each step)."""
-    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from global state: seed it, then put it back
-        torch.manual_seed(rng.initial_seed())
-        velocity = Velocity().to(rng.device)
-    optimizer = torch.optim.Adam(velocity.parameters(), fused=rng.device.type != "mps")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=train_steps, pct_start=0.15)
-    losses = torch.empty(train_steps, device=rng.device)
-    for step in (progress := tqdm(range(train_steps), desc="training", disable=None)):
-        x_t, t, target = random_pairs(batch_size, rng)
-        loss = (velocity(x_t, t) - target).square().sum(dim=1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses[step] = loss.detach()
-        if step % 100 == 0:
-            progress.set_postfix(loss=f"{loss:.3f}")
-    return velocity.requires_grad_(False), losses.tolist()
 
 def flow(velocity, x_1, num_steps):
     """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt, for t = 1, 1 - dt, ..., dt.
 
-    velocity(x_t, t) -> like x_t;  x_1: draws of the annulus;  num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
+    velocity(x_t, t) -> like x_t;  x_1: draws of the annulus.
+    num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
     Yields num_steps arrays like x_1, the last of them x_0.
     """
     x_t, dt = x_1, 1 / num_steps
@@ -112,238 +101,550 @@ def flow(velocity, x_1, num_steps):
         x_t = x_t + velocity(x_t, k / num_steps) * dt
         yield x_t
 
-# ------------------------------------------- The check --------------------------------------------
-def exact_velocity(x_t, t, num_panels=80, num_radii=20, rows=100):
-    """E[x_0 - x_1 | x_t] = (x_t - E[x_1 | x_t]) / (1 - t), by quadrature in double precision.
 
-    With w = x_t - (1 - t) c(theta) and s = 0.1 (1 - t), x_t given theta and x_1 is N(t x_1 + (1 - t) c(theta), s^2 I).
-    For |x_1| = r, the angle of x_1 integrates to p(theta, r | x_t) ~ exp(-(|w| - t r)^2 / (2 s^2)) I0e(|w| t r / s^2)
-    and E[x_1 | x_t, theta, r] = r (w / |w|) I1e / I0e, with I0e, I1e the scaled Bessel functions.  That leaves theta,
-    8 Gauss-Legendre nodes on panels about even in arc length, and r, on the part of [2.5, 3] within 6 s / t of |w| / t.
-    x_t: (n, 2);  t: (n,) or a float, 0 <= t < 1 (else ValueError).  Returns (n, 2), double.
+# ------------------------------------------- Learning -------------------------------------------
+VARIANCE_0, VARIANCE_1 = 1.5, 3.8  # of the spiral and of the annulus, per coordinate, about
+
+
+class Velocity(nn.Module):
+    """A ReLU network that learns v_t(x_t).
+
+    Preconditioned like the denoiser of experiment 3: the best linear guess of x_0 - x_1 is
+    c_skip x_t, and c_out is the size of its error. The network learns what that guess misses, in
+    units of c_out. Near t = 1, where little can be known of x_0, it has little left to learn.
+    Beside x_t and t it sees sines and cosines of them, so that it can bend sharply: of x_t at
+    random frequencies (Tancik et al., 2020, arXiv 2006.10739), of t at whole ones. And it sees how
+    far |x_t| is from the edges of t x_1, the annulus on its way, in units of about 1 - t, which is
+    how much x_0 adds: near t = 1, v_t bends there and nowhere else.
     """
-    t = torch.as_tensor(t, dtype=torch.double).expand(len(x_t))
-    if not (t.min() >= 0 and t.max() < 1):
-        raise ValueError("t is not in [0, 1)")
-    grid = np.linspace(0, 2 * math.pi * TURNS, 10_000)
-    length = grid * np.sqrt(1 + grid**2) + np.arcsinh(grid) + 3 * grid  # of the arc, times 4 pi; and some of the angle
-    edges = np.interp(np.linspace(0, length[-1], num_panels + 1), length, grid)
-    nodes, weights = (torch.tensor(q) for q in np.polynomial.legendre.leggauss(8))
-    middle, half = torch.tensor(edges[1:] + edges[:-1])[:, None] / 2, torch.tensor(np.diff(edges))[:, None] / 2
-    c, log_w = curve((middle + half * nodes).ravel()), (half * weights).log().ravel()
-    nodes, weights = (torch.tensor(q) for q in np.polynomial.legendre.leggauss(num_radii))
-    velocity = torch.empty(len(x_t), 2, dtype=torch.double)
-    for x, t_x, v in zip(x_t.double().cpu().split(rows), t.split(rows), velocity.split(rows)):
-        x, t_x = x[:, None], t_x[:, None]
-        w, s = x - (1 - t_x)[..., None] * c, NOISE * (1 - t_x)
-        distance = w.norm(dim=2).clamp(min=1e-12)
-        peak, reach = (distance / t_x.clamp(min=1e-9)).clamp(INNER, OUTER), 6 * s / t_x.clamp(min=1e-9)
-        low, high = (peak - reach).clamp(min=INNER), (peak + reach).clamp(max=OUTER)
-        r = ((low + high)[..., None] + (high - low)[..., None] * nodes) / 2  # (rows, angles, radii)
-        z = (distance * t_x / s**2)[..., None] * r
-        i0e, i1e = torch.special.i0e(z), torch.special.i1e(z)
-        log_p = -(((distance[..., None] - t_x[..., None] * r) / s[..., None]) ** 2) / 2
-        log_p += (log_w + (high - low).log())[..., None]
-        p = (log_p - log_p.amax(dim=(1, 2), keepdim=True)).exp() * weights
-        mean_x_1 = ((p * r * i1e).sum(dim=2) / distance)[:, None] @ w / (p * i0e).sum(dim=(1, 2))[:, None, None]
-        v[:] = (x - mean_x_1)[:, 0] / (1 - t_x)
-    return velocity
 
-def distance_to_curve(x):
-    """Distance of each point to the spiral's centre line (to 4000 points of it).  x: (n, 2).  Returns (n,)."""
-    line = curve(torch.linspace(0, 2 * math.pi * TURNS, 4000, device=x.device))
-    return torch.cat([torch.cdist(rows, line).min(dim=1).values for rows in x.split(2000)])
+    def __init__(self, num_frequencies=64, num_harmonics=12, width=128):
+        super().__init__()
+        self.register_buffer("frequencies", 3 * torch.randn(2, num_frequencies))
+        self.register_buffer("harmonics", 2 * math.pi * torch.arange(1.0, num_harmonics + 1))
+        self.layers = nn.Sequential(
+            nn.Linear(5 + 2 * num_frequencies + 2 * num_harmonics, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 2),
+        )
 
-def sliced_wasserstein(a, b, num_directions=64):
-    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each (Bonneel et al., 2015); a float."""
-    angles = math.pi * torch.arange(num_directions, device=a.device) / num_directions
-    directions = torch.stack([angles.cos(), angles.sin()], dim=1)
-    squares = [((a @ d).sort().values - (b @ d).sort().values).square().mean() for d in directions]
-    return float(torch.stack(squares).mean().sqrt())
+    def forward(self, x_t, t):
+        """v_t(x_t), learned.  x_t: (n, 2);  t: (n,) or a float, 0 <= t <= 1.  Returns (n, 2)."""
+        t = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1)
+        t = t.expand(len(x_t), 1)
+        variance_t = t**2 * VARIANCE_1 + (1 - t) ** 2 * VARIANCE_0  # of x_t
+        c_skip = ((1 - t) * VARIANCE_0 - t * VARIANCE_1) / variance_t
+        c_out = (VARIANCE_0 * VARIANCE_1 / variance_t).sqrt()
+        radius = x_t.norm(dim=1, keepdim=True)
+        to_inner = (radius - t * INNER) / (1.1 - t)
+        to_outer = (radius - t * OUTER) / (1.1 - t)
+        a = x_t @ self.frequencies
+        b = t * self.harmonics
+        waves = [a.sin(), a.cos(), b.sin(), b.cos()]
+        inputs = torch.cat([x_t, t, to_inner, to_outer, *waves], dim=1)
+        return c_skip * x_t + c_out * self.layers(inputs)
 
-# ------------------------------------------ The figures -------------------------------------------
-def plot_data(x_0, x_1):
-    fig, ax = plt.subplots(figsize=(6, 6), layout="constrained")
+
+def draw_times(n, rng):
+    """n draws of t, for training.  Half of them are below .5, and three in ten above .8.
+
+    Pseudocode 4 prints Unif[0, 1]; any density has the same minimiser v_t. This one has more late
+    draws because errors at t near 1 decide where on the spiral a point ends. The draws are
+    stratified, one in each n-th of the probability, so that all batches are alike.
+    """
+    u = (torch.arange(n, device=rng.device) + torch.rand(n, generator=rng, device=rng.device)) / n
+    middle = 0.5 + (u - 0.5) * 1.5  # two in ten between .5 and .8
+    late = 0.8 + (u - 0.7) / 1.5
+    return torch.where(u < 0.5, u, torch.where(u < 0.7, middle, late))
+
+
+def train(*, train_steps, batch_size, learning_rate, rng):
+    """Pseudocode 4: least squares on fresh pairs.  rng: a torch Generator; it says the device.
+
+    Returns the trained Velocity and the loss of each step, a list of floats.
+    """
+    torch.manual_seed(rng.initial_seed())  # nn.Linear draws its weights from torch's own generator
+    velocity = Velocity().to(rng.device)
+    optimizer = torch.optim.Adam(velocity.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
+    losses = []
+    for _ in tqdm(range(train_steps), "training", disable=None):
+        x_0 = spiral(batch_size, rng)
+        x_1 = annulus(batch_size, rng)
+        t = draw_times(batch_size, rng)
+        x_t, target = linear_flow(x_0, x_1, t)
+        loss = (velocity(x_t, t) - target).square().sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return velocity.requires_grad_(False), losses
+
+
+# ------------------------------------------- The truth ------------------------------------------
+# As x_0 = (x_t - t x_1) / (1 - t), the velocity is v_t = (x_t - E[x_1 | x_t]) / (1 - t). Fix the
+# spiral's angle theta. Then w = x_t - (1 - t) c(theta) is t x_1 plus the spiral's noise: an annulus
+# with blurred edges. It is round. So its density g depends on |w| only, and E[x_1 | w] points along
+# w with a length h that depends on |w| only: two functions of one number, integrals over the radius
+# of x_1. What remains is an integral over theta, with weights by Bayes' rule:
+#     E[x_1 | x_t] = average of h(|w|) w / |w| over theta, weighted by g(|w|).
+# All of it is in double precision, on the CPU.
+
+
+def quadrature(num_panels=80):
+    """Nodes for integrals over theta: 8 Gauss-Legendre nodes on panels nearly even in arc length.
+
+    Returns c(theta) at the nodes, (m, 2), and the logarithms of their weights, (m,), of sum 1.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(8)  # on [-1, 1]
+    edges = START + (END - START) * np.linspace(0, 1, num_panels + 1) ** (2 / 3)
+    half = np.diff(edges)[:, None] / 2
+    theta = ((edges[1:] + edges[:-1])[:, None] / 2 + half * nodes).ravel()
+    weights = (half * weights).ravel() / (END - START)
+    return curve(torch.tensor(theta)), torch.tensor(weights).log()
+
+
+def blurred_annulus(t, spacing):
+    """log g and h on an even grid of |w|, which reaches 9 s beyond the edges, s = 0.1 (1 - t).
+
+    Given |x_1| = r, the angle of x_1 integrates to Bessel functions:
+        g = integral over r of exp(-(|w| - t r)^2 / (2 s^2)) I0e(|w| t r / s^2),
+        h = the average of r I1e / I0e with that weight.
+    Only r within 6 s / t of |w| / t counts: 20 Gauss-Legendre nodes there.
+    t: 0 < t < 1;  spacing: of the grid, in units of s; at most 100 000 points, so that it is wider
+    where t > .98.  Returns |w|, log g, h, (n,) each.
+    """
+    s = NOISE * (1 - t)
+    low = max(0.0, t * INNER - 9 * s)
+    high = t * OUTER + 9 * s
+    num_points = min(math.ceil((high - low) / (spacing * s)), 100_000)
+    grid = torch.linspace(low, high, num_points, dtype=torch.double)
+    nodes, weights = (torch.tensor(q) for q in np.polynomial.legendre.leggauss(20))
+    peak = (grid / t).clamp(INNER, OUTER)
+    left = (peak - 6 * s / t).clamp(min=INNER)[:, None]
+    right = (peak + 6 * s / t).clamp(max=OUTER)[:, None]
+    r = (left + right) / 2 + (right - left) / 2 * nodes  # (n, 20)
+    z = grid[:, None] * t * r / s**2
+    p = torch.exp(-(((grid[:, None] - t * r) / s) ** 2) / 2) * weights * (right - left)
+    g = (p * torch.special.i0e(z)).sum(dim=1)
+    h = (p * r * torch.special.i1e(z)).sum(dim=1) / g
+    return grid, g.log(), h
+
+
+def exact_velocity(x_t, t, spacing=0.003):
+    """v_t(x_t) = E[x_0 - x_1 | x_t].  x_t: (n, 2);  t: a float, 0 < t <= 1.
+
+    spacing: of the grid for g and h.  Good to 1e-6 with 0.003, to 5e-5 with 0.02, which is faster.
+    Returns (n, 2), double, on the CPU.
+    """
+    x_t = x_t.cpu().double()
+    c, log_weights = quadrature()
+    if t == 1:  # x_t = x_1, which says nothing of x_0
+        return log_weights.exp() @ c - x_t
+    grid, log_g, h = blurred_annulus(t, spacing)
+    velocities = []
+    for x in x_t.split(100):  # to stay in cache
+        distance = torch.cdist(x, (1 - t) * c)  # |w|, (100, m)
+        # Both functions, interpolated between the two grid points around |w|.
+        place = (distance - grid[0]) / (grid[1] - grid[0])
+        k = place.long().clamp(0, len(grid) - 2)
+        log_g_of_w = torch.lerp(log_g.take(k), log_g.take(k + 1), place - k)
+        h_of_w = torch.lerp(h.take(k), h.take(k + 1), place - k)
+        p = (log_g_of_w + log_weights).softmax(dim=1)
+        a = p * h_of_w / distance
+        mean_x_1 = a.sum(dim=1, keepdim=True) * x - a @ ((1 - t) * c)  # sum of a w over theta
+        velocities.append((x - mean_x_1) / (1 - t))
+    return torch.cat(velocities)
+
+
+# ------------------------------------------- Measuring ------------------------------------------
+TIMES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # the t at which the velocity is measured
+NUM_DRAWN = 2500  # points kept at every step, for the figures
+NUM_EXACT = 2000  # points that follow the exact velocity
+NUM_DIRECTIONS = 64  # of the sliced distance
+NUM_DATA_SETS = 11
+
+
+def draw_x_t(n, t, rng):
+    """n draws of x_t, t a float.  Returns (n, 2)."""
+    return linear_flow(spiral(n, rng), annulus(n, rng), t)[0]
+
+
+def velocity_error(velocity, t, rng, n=1000):
+    """E|f - v_t|^2 / E|v_t|^2 at time t, from n draws of x_t; f is the learned velocity."""
+    x_t = draw_x_t(n, t, rng)
+    exact = exact_velocity(x_t, t)
+    learned = velocity(x_t, t).cpu().double()
+    return float((learned - exact).square().sum() / exact.square().sum())
+
+
+def measure_velocity(velocity, rng):
+    """Returns {t: velocity_error at t} for t in TIMES, and their mean under the key "mean"."""
+    errors = {t: velocity_error(velocity, t, rng) for t in TIMES}
+    errors["mean"] = sum(errors.values()) / len(TIMES)
+    return errors
+
+
+def final_loss(losses):
+    """Mean loss of the last 500 training steps."""
+    return np.mean(losses[-500:])
+
+
+def irreducible_loss(rng, num_times=50, n=100):
+    """What is left of the training loss at its minimum, and its standard error.
+
+    That is E|x_0 - x_1 - v_t|^2: from n draws of x_t at each of num_times draws of t, as in
+    training.  rng: on the CPU.
+    """
+    losses = []
+    for t in draw_times(num_times, rng).tolist():
+        x_t, target = linear_flow(spiral(n, rng), annulus(n, rng), t)
+        losses.append((target - exact_velocity(x_t, t, spacing=0.02)).square().sum(dim=1))
+    losses = torch.cat(losses)
+    return float(losses.mean()), float(losses.std()) / len(losses) ** 0.5
+
+
+def run_flow(velocity, x_1, num_steps, label):
+    """x_0, (n, 2), and the first paths, (num_steps + 1, NUM_DRAWN, 2), both on the CPU."""
+    paths = [x_1[:NUM_DRAWN].cpu()]
+    for x_t in tqdm(flow(velocity, x_1, num_steps), label, num_steps, disable=None):
+        paths.append(x_t[:NUM_DRAWN].cpu().clone())  # a copy, so that the rest of x_t is freed
+    return x_t.cpu(), torch.stack(paths)
+
+
+def nearest_on_curve(x):
+    """Distance of each point to the centre line, and the tenth of the angle where it is nearest.
+
+    x: (n, 2), on the CPU.  Returns (n,), and (n,) whole numbers from 0 to 9.
+    """
+    line = curve(torch.linspace(START, END, 4001, dtype=torch.double))
+    distance = []
+    tenth = []
+    for part in x.double().split(1000):
+        nearest = torch.cdist(part, line).min(dim=1)
+        distance.append(nearest.values)
+        tenth.append(nearest.indices * 10 // 4001)
+    return torch.cat(distance), torch.cat(tenth)
+
+
+def shares_along_curve(x_0):
+    """Share of the points in each tenth of the spiral's angle, (10,); of the data each is 1/10."""
+    tenth = nearest_on_curve(x_0)[1]
+    return torch.bincount(tenth, minlength=10).double() / len(x_0)
+
+
+def share_error(n):
+    """Standard error of a share of 1/10 among n points."""
+    return (0.1 * 0.9 / n) ** 0.5
+
+
+def projections(points):
+    """Sorted coordinates of points, (n, 2), along NUM_DIRECTIONS axes.  Returns (directions, n)."""
+    angles = math.pi * torch.arange(NUM_DIRECTIONS, dtype=torch.double) / NUM_DIRECTIONS
+    directions = torch.stack([angles.cos(), angles.sin()])
+    return (points.cpu().double() @ directions).T.contiguous().sort(dim=1).values
+
+
+def sliced_wasserstein(a, b):
+    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each; a float.
+
+    On a line W_2 is simple: the sorted points of a go to the sorted points of b. The sliced
+    distance is the root mean square of that over directions (Bonneel et al., 2015).
+    """
+    return float((projections(a) - projections(b)).square().mean().sqrt())
+
+
+def measure_samples(samples, rng):
+    """How well each set of samples matches the data.  samples: {key: (n, 2)}, one n for all.
+
+    Returns {key: (mean distance to the curve, in units of the data's own, sliced distance to
+    fresh data, in units of the floor)}, and the same of data: (mean distance to the curve, the
+    floor: sliced distance of data to data, and its standard deviation from pair to pair).
+    """
+    n = len(next(iter(samples.values())))
+    data = [spiral(n, rng) for _ in range(NUM_DATA_SETS)]
+    seen = [projections(x_0) for x_0 in data]
+    pairs = torch.stack([(a - b).square().mean() for a, b in zip(seen, seen[1:])])
+    floor = float(pairs.mean().sqrt())
+    data_away = float(nearest_on_curve(data[0])[0].mean())
+    rows = {}
+    for key, x_0 in samples.items():
+        own = projections(x_0)
+        squares = torch.stack([(own - other).square().mean() for other in seen])
+        sliced = float(squares.mean().sqrt())
+        away = float(nearest_on_curve(x_0)[0].mean())
+        rows[key] = away, away / data_away, sliced, sliced / floor
+    return rows, (data_away, floor, float(pairs.sqrt().std()))
+
+
+# ------------------------------------------- Printing -------------------------------------------
+
+
+def report(errors, loss, irreducible, rows, data_row, shares, shares_se, args):
+    """Each argument is what was measured;  shares, shares_se: {label: (10,)}, {label: float}."""
+    print("t                          " + "".join(f"{t:>8}" for t in errors))
+    print("E|learned - v|^2 / E|v|^2  " + "".join(f"{error:8.2%}" for error in errors.values()))
+    print(f"loss of the last 500 steps {loss:.3f},", end=" ")
+    print(f"irreducible {irreducible[0]:.3f} +- {irreducible[1]:.3f} (s.e.)")
+    print(f"{args.num_samples} samples    distance to the curve      sliced W_2 to data")
+    away, floor, spread = data_row
+    print(f"data             {away:12.4f}              {floor:12.4f} +- {spread:.4f} (s.d.)")
+    for num_steps, (away, away_ratio, sliced, sliced_ratio) in rows.items():
+        print(f"{num_steps:5} steps      {away:12.4f} = {away_ratio:5.2f} x", end=" ")
+        print(f"    {sliced:12.4f} = {sliced_ratio:5.2f} x")
+    print("share of the points in each tenth of the spiral, from its inner end")
+    for label, share in shares.items():
+        row = "".join(f"{s:7.3f}" for s in share)
+        print(f"{label:17}{row}   +- {shares_se[label]:.3f}")
+
+
+# ------------------------------------------ The figures -----------------------------------------
+plt.switch_backend("agg")  # the figures are files: no window
+plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
+
+
+def draw_data(x_0, x_1):
+    """x_0, x_1: (n, 2)."""
+    fig, ax = plt.subplots(figsize=(5, 5), layout="constrained")
     ax.scatter(*x_1.T, s=2, color="C0", label="annulus, $x_1$")
     ax.scatter(*x_0.T, s=2, color="C1", label="spiral, $x_0$")
-    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title="The flow is to carry the annulus to the spiral")
+    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal")
+    ax.set_title("The flow is to carry the annulus to the spiral")
     ax.legend(fontsize=10, loc="upper right", markerscale=4)
     return fig
 
-def plot_loss(losses, floor, error):
+
+def draw_loss(losses, irreducible):
+    """losses: of train;  irreducible: of irreducible_loss."""
     fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     window = max(1, len(losses) // 50)
     means = np.convolve(losses, np.ones(window) / window, mode="valid")
-    ax.semilogy(np.arange(1, len(losses) + 1), losses, ".", color="0.8", ms=2, label="loss of each step")
-    ax.semilogy(np.arange(window, len(losses) + 1), means, "C0.-", ms=1, label=f"mean of {window} steps")
-    ax.axhspan(floor - error, floor + error, color="0.7")
-    ax.axhline(floor, color="k", ls="--", lw=1.2, label=f"irreducible part, {floor:.2f} $\\pm$ {error:.2f} (s.e.)")
-    ax.set(xlabel="training step", ylabel="flow matching loss", title="Training loss and its irreducible part")
+    steps = np.arange(1, len(losses) + 1)
+    ax.semilogy(steps, losses, ".", color="0.8", ms=2, label="loss of each step")
+    ax.semilogy(steps[window - 1 :], means, "C0.-", ms=1, label=f"mean of {window} steps")
+    value, error = irreducible
+    ax.axhspan(value - error, value + error, color="0.7")
+    label = f"irreducible part, {value:.2f} $\\pm$ {error:.2f} (s.e.)"
+    ax.axhline(value, color="k", ls="--", lw=1.2, label=label)
+    ax.set(xlabel="training step", ylabel="flow matching loss")
+    ax.set_title("The training loss falls to its irreducible part")
     ax.legend(fontsize=11)
     return fig
 
-def plot_trajectories(paths, fields):
-    """paths: (num_steps + 1, n, 2);  fields: {t: (x_t, learned, exact)}, (n, 2) each."""
-    fig, axes = plt.subplots(len(fields) + 1, 1, figsize=(5, 4.7 * (len(fields) + 1)), layout="constrained")
+
+def draw_trajectories(paths, velocity, rng, num_paths=300, num_arrows=200):
+    """Paths of the learned flow, (num_steps + 1, n, 2), and learned velocities on exact ones."""
+    fig, axes = plt.subplots(4, 1, figsize=(5, 19), layout="constrained")
+    paths = paths[:, :num_paths]
     axes[0].plot(paths[..., 0], paths[..., 1], color="0.6", lw=0.5)
     axes[0].scatter(*paths[0].T, s=6, color="C0", zorder=3, label="start, $x_1$")
     axes[0].scatter(*paths[-1].T, s=6, color="C1", zorder=3, label="end, $x_0$")
     axes[0].set_title("Paths of the learned flow")
-    for ax, (t, (x_t, learned, exact)) in zip(axes[1:], fields.items()):
-        ax.quiver(*x_t.T, *exact.T, color="0.65", width=0.011, scale=50, label="exact")
-        ax.quiver(*x_t.T, *learned.T, color="C0", width=0.003, scale=50, label="learned")
+    for ax, t in zip(axes[1:], (0.8, 0.4, 0.05)):
+        x_t = draw_x_t(num_arrows, t, rng)
+        exact = exact_velocity(x_t, t)
+        ax.quiver(*x_t.cpu().T, *exact.T, color="0.65", width=0.011, scale=50, label="exact")
+        learned = velocity(x_t, t).cpu()
+        ax.quiver(*x_t.cpu().T, *learned.T, color="C0", width=0.003, scale=50, label="learned")
         ax.set_title(f"$v_t$ at t = {t:g} (arrows not to scale)")
     for ax in axes:
         ax.legend(fontsize=10, loc="upper right")
         ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-4.2, 4.2), ylim=(-4.2, 4.2))
     return fig
 
-def animate(paths, target):
-    """The bytes of a GIF: the points flow over the faint target.  paths: (num_steps + 1, n, 2)."""
+
+def draw_shares(shares, shares_se):
+    """shares: {label: (10,)};  shares_se: {label: float}."""
+    fig, ax = plt.subplots(figsize=(6, 4.8), layout="constrained")
+    se = shares_se["data"]
+    ax.axhspan(0.1 - 2 * se, 0.1 + 2 * se, color="0.88")
+    ax.axhline(0.1, color="k", ls="--", lw=1, label="1/10, and $\\pm$ 2 s.e. of data")
+    middles = np.arange(10) + 0.5
+    styles = {
+        "data": {"fmt": "s", "color": "0.5"},
+        "learned velocity": {"fmt": "o", "color": "C0"},
+        "exact velocity": {"fmt": "x", "color": "C1"},
+    }
+    for (label, style), offset in zip(styles.items(), (-0.15, 0, 0.15)):
+        style.update(ms=7, mew=1.5, lw=1, label=f"{label} $\\pm$ 2 s.e.")
+        ax.errorbar(middles + offset, shares[label], 2 * shares_se[label], **style)
+    ax.set(xlabel="tenth of the spiral, from its inner end", ylabel="share of the points")
+    ax.set(xticks=range(11), title="Each tenth of the spiral gets its share of the points")
+    ax.set_ylim(top=1.12 * ax.get_ylim()[1])
+    ax.legend(fontsize=9, ncols=2)
+    return fig
+
+
+def draw_frames(paths, target):
+    """The points flow over the faint target.  paths: (num_steps + 1, n, 2).
+
+    Yields one figure again and again, redrawn for the next frame; the last stands for a while.
+    """
     fig, ax = plt.subplots(figsize=(4.4, 4.6), layout="constrained")
-    ax.scatter(*target.T, s=1, color="0.85")
+    ax.plot(*target.T, ".", color="0.85", ms=2)
     dots = ax.scatter(*paths[0].T, s=3, c=paths[0, :, 1], cmap="viridis")
     ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-3.8, 3.8), ylim=(-3.8, 3.8))
-    frames = np.unique(np.linspace(0, len(paths) - 1, 51).round().astype(int))
-    writer, buffer = PillowWriter(fps=12), io.BytesIO()
-    buffer.name = "scatter.gif"  # which says the format
-    writer.setup(fig, buffer.name, dpi=80)
-    writer.outfile = buffer
-    for k in [*frames, *[frames[-1]] * 15]:  # a pause at the end
+    steps = np.unique(np.linspace(0, len(paths) - 1, 41).round().astype(int))
+    for k in [*steps, *[steps[-1]] * 12]:
         dots.set_offsets(paths[k])
         ax.set_title(f"t = {1 - k / (len(paths) - 1):.2f}", family="monospace")
-        writer.grab_frame()
-    writer.finish()
-    return buffer.getvalue()
+        yield fig
+        fig.set_layout_engine("none")  # the first frame has found the layout
 
-# ---------------------------------------- The command line ----------------------------------------
-def write_whole(path, data):
-    """Writes bytes beside `path`, and moves that file into place only once it is complete."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    print(f"wrote {path}")
+
+# ------------------------------------------ Running it ------------------------------------------
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help prints the docstring as it stands, and each option's default."""
+
+
+def number(kind, low, high):
+    """An argparse type: an int or a float from low to high (so neither NaN nor infinity)."""
+
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return kind(text)
+
+    parse.__name__ = kind.__name__
+    return parse
+
 
 def load(path):
-    """The Velocity that --checkpoint saved (no code in it is run), with `losses` and `settings`.  Else: ValueError."""
+    """The Velocity in a file of save_checkpoint, with its `losses`.  ValueError for other files."""
     try:
-        if zipfile.ZipFile(path).testzip() is not None:
-            raise ValueError("some bytes are not as they were written")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         velocity = Velocity()
         velocity.load_state_dict(saved["network"])
-        velocity.losses, velocity.settings = [float(loss) for loss in saved["losses"]], dict(saved["settings"])
-    except Exception as error:  # zipfile and torch raise many kinds for a broken file
-        raise ValueError(f"'{path}' is not a whole checkpoint of {Path(__file__).name}") from error
+        velocity.losses = saved["losses"]
+    except Exception as error:  # torch.load has many for a file that it cannot read
+        raise ValueError(f"{path} is not a checkpoint of this script") from error
     return velocity.requires_grad_(False)
 
-def run(args, settings, velocity):
-    torch.set_num_threads(1)  # layers this small gain little from two, and the result must not hang on how many
-    rng, n = torch.Generator(args.device).manual_seed(args.seed), args.num_samples
-    training = {key: settings[key] for key in settings if key != "seed"}
-    velocity, losses = (velocity.to(args.device), velocity.losses) if velocity else train(**training, rng=rng)
-    if not math.isfinite(sum(losses)):
-        sys.exit("the training diverged; try a smaller --learning-rate")
-    if args.checkpoint and not args.checkpoint.exists():
-        buffer, saved = io.BytesIO(), {"settings": settings, "losses": losses, "network": velocity.state_dict()}
-        torch.save(saved, buffer)
-        write_whole(args.checkpoint, buffer.getvalue())
-    rng.manual_seed(args.seed ^ 1)  # so that what follows is the same for a network trained now or loaded
-    fields, errors = {}, []
-    for t in (0.95, 0.8, 0.6, 0.4, 0.2, 0.05):
-        x_t = t * annulus(1000, rng) + (1 - t) * spiral(1000, rng)
-        exact, learned = exact_velocity(x_t, t), velocity(x_t, t).cpu().double()
-        fields[t] = [field[:250] for field in (x_t.cpu(), learned, exact)]
-        errors.append(float((learned - exact).square().sum() / exact.square().sum()))
-        print(f"t = {t:<4g}  E|v_learned - v|^2 / E|v|^2 = {errors[-1]:.2%}")
-    print(f"mean over t {np.mean(errors):30.2%}")
-    x_t, t, target = random_pairs(4000, rng)
-    squares = (target.cpu() - exact_velocity(x_t, t.cpu())).square().sum(dim=1)
-    floor, floor_error = float(squares.mean()), float(squares.std()) / len(squares) ** 0.5
-    print(f"loss of the last 500 steps {np.mean(losses[-500:]):.3f}; irreducible {floor:.3f} +- {floor_error:.3f}")
-    x_1, x_0, other = annulus(n, rng), spiral(n, rng), [spiral(n, rng) for _ in range(11)]
-    true = float(distance_to_curve(x_0).mean())
-    sliced = np.array([sliced_wasserstein(a, b) for a, b in zip(other, other[1:])])
-    print(f"{n} samples       distance to the curve       sliced W_2 to fresh data")
-    print(f"true data      {true:12.4f}                {(sliced**2).mean() ** 0.5:10.4f} +- {sliced.std():.4f}")
-    for num_steps in sorted({10, 30, 100, 300, args.num_steps}):
-        paths = [x_1[:2000]]
-        for x_t in tqdm(flow(velocity, x_1, num_steps), desc="flow", total=num_steps, disable=None):
-            paths.append(x_t[:2000].clone())
-        if num_steps == args.num_steps:
-            drawn = torch.stack(paths).cpu()
-        away = float(distance_to_curve(x_t).mean())
-        far = np.mean([sliced_wasserstein(x_t, b) ** 2 for b in other]) ** 0.5
-        far_ratio = far / (sliced**2).mean() ** 0.5
-        print(f"{num_steps:5} steps    {away:12.4f} = {away / true:5.2f} x        {far:10.4f} = {far_ratio:5.2f} x")
-    plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
-    x_0, x_1 = x_0[:4000].cpu(), x_1[:4000].cpu()
-    figures = {"data.jpg": plot_data(x_0, x_1), "train_loss.jpg": plot_loss(losses, floor, floor_error)}
-    figures["trajectories.jpg"] = plot_trajectories(drawn[:, :300], {t: fields[t] for t in (0.8, 0.4, 0.05)})
-    for name, fig in figures.items():
-        buffer = io.BytesIO()  # not the file itself: a full disk would go unnoticed
-        fig.savefig(buffer, format="jpg", dpi=100)
-        write_whole(args.figures_dir / name, buffer.getvalue())
-    write_whole(args.figures_dir / "scatter.gif", animate(drawn, x_0))
-    plt.show() if args.show else plt.close("all")
+
+def parse_arguments(argv):
+    """The options.  Exits with status 2 on what cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = partial(parser.add_argument, metavar="X")
+    add("--num-steps", type=number(int, 1, 1000), default=200, help="steps of the flow, 1/dt")
+    add("--num-samples", type=number(int, 2, 10**6), default=10_000, help="samples of each flow")
+    add("--train-steps", type=number(int, 1, 10**6), default=2600, help="steps of the optimizer")
+    add(
+        "--batch-size", type=number(int, 1, 10**5), default=2048, help="fresh pairs in each of them"
+    )
+    add("--learning-rate", type=number(float, 1e-6, 0.1), default=0.01, help="at its largest")
+    add("--seed", type=number(int, 0, 2**62), default=0, help="seed of every draw")
+    devices = ["cpu"]
+    if torch.accelerator.is_available():
+        devices.append(torch.accelerator.current_accelerator().type)
+    add("--device", choices=devices, default="cpu", help=f"of the network: {' or '.join(devices)}")
+    add("--checkpoint", type=Path, help="saves the trained network, or loads it if the file exists")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="their folder")
+    args = parser.parse_args(argv)
+    args.trained = None
+    try:
+        if args.checkpoint and args.checkpoint.exists():
+            args.trained = load(args.checkpoint)
+        elif args.checkpoint:
+            args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        args.figures_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --checkpoint or --figures-dir: {error}")
+    return args
+
+
+def save(figure, path):
+    """Writes the figure whole or not at all: drawn in memory, written beside, moved into place."""
+    image = io.BytesIO()  # Pillow does not notice a full disk, Python does
+    figure.savefig(image, format="jpg", dpi=120)
+    part = path.with_suffix(".part")
+    part.write_bytes(image.getvalue())
+    part.replace(path)
+    print(f"wrote {path}")
+
+
+def save_animation(frames, path, dpi=80):
+    """Writes a GIF whole or not at all, as `save` does.  frames: of draw_frames."""
+    image = io.BytesIO()
+    image.name = path.name  # tells Pillow the format
+    writer = PillowWriter(fps=12)
+    for k, figure in enumerate(frames):
+        if k == 0:
+            writer.setup(figure, path, dpi)
+        writer.grab_frame()
+    writer.outfile = image
+    writer.finish()
+    part = path.with_suffix(".part")
+    part.write_bytes(image.getvalue())
+    part.replace(path)
+    print(f"wrote {path}")
+
+
+def save_checkpoint(velocity, losses, path):
+    """Writes the network whole or not at all, as `save` does."""
+    checkpoint = io.BytesIO()
+    torch.save({"network": velocity.state_dict(), "losses": losses}, checkpoint)
+    part = path.with_suffix(".part")
+    part.write_bytes(checkpoint.getvalue())
+    part.replace(path)
+    print(f"wrote {path}")
+
+
+def learn(args):
+    """The network and the loss of each step: trained, and saved if asked for; or loaded."""
+    if args.trained:
+        return args.trained.to(args.device), args.trained.losses
+    rng = torch.Generator(args.device).manual_seed(args.seed)
+    size = {"train_steps": args.train_steps, "batch_size": args.batch_size}
+    velocity, losses = train(**size, learning_rate=args.learning_rate, rng=rng)
+    if args.checkpoint:
+        save_checkpoint(velocity, losses, args.checkpoint)
+    return velocity, losses
+
 
 def main(argv=None):
-    """Learn, flow, hold both against the exact, write the figures.  Exits with 2 on bad input, 1 on a fault."""
-    parser = argparse.ArgumentParser(
-        description="Learn the flow that carries an annulus to a spiral, and hold it against the exact velocity.",
-        epilog="what happens if ...\n  little is learned?     python flow_matching.py --train-steps 500\n"
-        "  few steps are taken?   python flow_matching.py --num-steps 5 --checkpoint flow.pt (then 50: it is trained)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {' '.join(message.split())}\n")  # one line, no usage
-    add = parser.add_argument
-    parser._negative_number_matcher = re.compile(r"-[^-h]")  # -1e-3 is a value, not an option
-    numbers = {  # option: type, lowest, highest, default, meaning
-        "--num-steps": (int, 1, 2000, 100, "number of steps of the flow, 1/dt"),
-        "--num-samples": (int, 1, 10**6, 10_000, "number of samples"),
-        "--train-steps": (int, 1, 10**6, 9000, "number of steps of the optimizer"),
-        "--batch-size": (int, 1, 2**16, 512, "number of fresh pairs in each of them"),
-        "--learning-rate": (float, 1e-9, 1.0, 0.005, "largest rate of the one-cycle schedule"),
-        "--seed": (int, 0, 2**63 - 1, 0, "seed of every draw"),
-    }
-    for name, (kind, _, _, default, text) in numbers.items():
-        add(name, type=kind, default=default, metavar="X", help=f"{text} (default: {default})")
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    add("--device", choices=devices, default="cpu", help="where to train and sample (default: cpu)")
-    add("--checkpoint", type=Path, metavar="FILE", help="save the trained network there; if it exists, load it")
-    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="default: beside the script")
-    add("--show", action="store_true", help="open the figures in windows as well")
-    args, velocity = parser.parse_args(argv), None
-    for name, (kind, low, high, _, _) in numbers.items():
-        if not low <= vars(args)[name[2:].replace("-", "_")] <= high:  # NaN is not
-            parser.error(f"argument {name}: takes a{' whole' * (kind is int)} number from {low} to {high}")
-    plt.switch_backend(plt.get_backend() if args.show else "agg")
-    if args.show and plt.get_backend().lower() == "agg":
-        parser.error("argument --show: there is no display to open windows on")
-    settings = {name: vars(args)[name] for name in ("train_steps", "batch_size", "learning_rate", "seed")}
-    if (file := args.checkpoint) and os.path.exists(file):  # False for a name that is too long
-        try:
-            velocity = load(file)
-        except ValueError as error:
-            parser.error(f"argument --checkpoint: {error}")
-        for name in (name for name in settings if velocity.settings.get(name) != settings[name]):
-            trained = f"--{name.replace('_', '-')} {velocity.settings.get(name)}, not {settings[name]}"
-            parser.error(f"argument --checkpoint: '{file}' was trained with {trained}")
-    elif file and not (os.access(f"{file.parent}/.", os.W_OK) and len(os.fsencode(file.name)) < 240):
-        parser.error(f"argument --checkpoint: takes a file in a folder that can be written to, not '{file}'")
-    with contextlib.suppress(OSError):
-        args.figures_dir.mkdir(parents=True, exist_ok=True)
-    if not os.access(f"{args.figures_dir}/.", os.W_OK):
-        parser.error(f"argument --figures-dir: takes a folder that can be written to, not '{args.figures_dir}'")
-    try:
-        run(args, settings, velocity)
-    except OSError as error:
-        sys.exit(f"{parser.prog}: {error}")
+    """Learns, flows, measures, prints, draws.  Exits with status 2 on bad input."""
+    args = parse_arguments(argv)
+    torch.set_num_threads(1)  # so small a network gains little from two
 
-if __name__ == "__main__":  # from here on, Ctrl-C also removes what is half written; a second one changes nothing
-    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, lambda *_: (ignore(), os.write(2, b"interrupted\n"), sys.exit(130)))
+    velocity, losses = learn(args)
+
+    rng = torch.Generator(args.device).manual_seed(args.seed + 1)  # of what the network does
+    cpu = torch.Generator().manual_seed(args.seed + 2)  # of the data and of what is exact
+    x_0 = spiral(args.num_samples, cpu)
+    x_1 = annulus(args.num_samples, cpu)
+    samples = {}
+    for num_steps in sorted({10, 30, 100, args.num_steps}):
+        label = f"learned, {num_steps} steps"
+        samples[num_steps], path = run_flow(velocity, x_1.to(args.device), num_steps, label)
+        if num_steps == args.num_steps:
+            paths = path
+    fast = partial(exact_velocity, spacing=0.02)
+    exact_x_0, _ = run_flow(fast, x_1[:NUM_EXACT], args.num_steps, "exact")
+
+    errors = measure_velocity(velocity, rng)
+    irreducible = irreducible_loss(cpu)
+    rows, data_row = measure_samples(samples, cpu)
+    sets = {"data": x_0, "learned velocity": samples[args.num_steps], "exact velocity": exact_x_0}
+    shares = {label: shares_along_curve(x) for label, x in sets.items()}
+    shares_se = {label: share_error(len(x)) for label, x in sets.items()}
+
+    loss = final_loss(losses)
+    report(errors, loss, irreducible, rows, data_row, shares, shares_se, args)
+
+    folder = args.figures_dir
+    save(draw_data(x_0[:NUM_DRAWN], x_1[:NUM_DRAWN]), folder / "data.jpg")
+    save(draw_loss(losses, irreducible), folder / "train_loss.jpg")
+    save(draw_trajectories(paths, velocity, rng), folder / "trajectories.jpg")
+    save(draw_shares(shares, shares_se), folder / "shares-along-the-spiral.jpg")
+    save_animation(draw_frames(paths, x_0[:NUM_DRAWN]), folder / "scatter.gif")
+
+
+if __name__ == "__main__":
     main()

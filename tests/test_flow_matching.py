@@ -236,18 +236,21 @@ def test_measured_samples_stand_beside_data(flow_matching, rng):
     data = [flow_matching.spiral(n, rng) for _ in range(11)]
     seen = [oracles.sliced_quantiles(x.numpy()) for x in data]
     pairs = [np.mean((a - b) ** 2) for a, b in zip(seen, seen[1:])]
-    line = flow_matching.curve(torch.linspace(0, 6 * math.pi, 4001))
+    line = flow_matching.curve(torch.linspace(0, 6 * math.pi, 4000))
     away = {
         key: float(torch.cdist(x, line).min(dim=1).values.mean())
         for key, x in [("data", data[0]), *samples.items()]
     }
     expected = (away["data"], np.mean(pairs) ** 0.5, np.std(np.sqrt(pairs), ddof=1))
-    assert data_row == pytest.approx(expected, rel=1e-4)
+    assert list(data_row) == ["away", "sliced", "spread"]
+    assert tuple(data_row.values()) == pytest.approx(expected, rel=1e-4)
     for key, x in samples.items():
         own = oracles.sliced_quantiles(x.numpy())
         sliced = np.mean([np.mean((own - other) ** 2) for other in seen]) ** 0.5
         ratios = away[key] / away["data"], sliced / np.mean(pairs) ** 0.5
-        assert rows[key] == pytest.approx((away[key], ratios[0], sliced, ratios[1]), rel=1e-4)
+        assert list(rows[key]) == ["away", "away_ratio", "sliced", "sliced_ratio"]
+        expected = away[key], ratios[0], sliced, ratios[1]
+        assert tuple(rows[key].values()) == pytest.approx(expected, rel=1e-4)
     assert list(rows) == [10, 20]
 
 
@@ -345,10 +348,12 @@ def test_report_prints_what_was_measured(flow_matching, capsys):
         num_samples = 900
 
     errors = {0.05: 0.011, 0.95: 0.033, "mean": 0.077}
-    rows = {10: (0.5, 2.5, 1.5, 3.5), 200: (0.75, 1.25, 0.25, 0.55)}
+    names = ["away", "away_ratio", "sliced", "sliced_ratio"]
+    rows = {10: dict(zip(names, (0.5, 2.5, 1.5, 3.5)))}
+    rows[200] = dict(zip(names, (0.75, 1.25, 0.25, 0.55)))
     shares = {label: torch.arange(1, 11) / 100 + i / 1000 for i, label in enumerate(SETS)}
     shares_se = {label: 0.001 * (i + 1) for i, label in enumerate(SETS)}
-    data_row = 0.25, 0.5, 0.125
+    data_row = {"away": 0.25, "sliced": 0.5, "spread": 0.125}
     flow_matching.report(errors, 1.25, (1.75, 0.375), rows, data_row, shares, shares_se, Args)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[1:] == ["0.05", "0.95", "mean"]

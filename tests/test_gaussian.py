@@ -55,6 +55,13 @@ def test_reverse_mean_treats_every_entry_alike(gaussian, shape):
     np.testing.assert_array_equal(np.ravel(together), one_by_one)
 
 
+def test_slope_is_that_of_the_reverse_mean(gaussian):
+    data = {"mu_0": 1.0, "sigma_0": 0.7, "sigma_q": 3.0}
+    means = [gaussian.reverse_mean(x, 0.8, 0.3, **data) for x in (2.0, 3.0)]
+    slope = gaussian.slope(0.8, 0.3, sigma_0=0.7, sigma_q=3.0)
+    assert slope == pytest.approx(means[1] - means[0], rel=1e-12)
+
+
 # ------------------------------------------ The samplers ------------------------------------------
 
 

@@ -3,19 +3,22 @@
 The claim
     Let x_0 ~ N(mu_0, sigma_0^2) and x_t = x_0 + N(0, sigma_q^2 t). Then the reverse mean
     E[x_{t-dt} | x_t] is known exactly, and Algorithms 1 (DDPM) and 2 (DDIM) of the tutorial can be
-    run with no error but their own. Both turn samples of the base N(0, sigma_q^2) into samples of
+    run with no error but their own. Both turn samples of the base, N(0, sigma_q^2), into samples of
     the data's distribution p_0, almost.
 
 How far is almost?
     Every step maps a Gaussian to a Gaussian. So what a sampler returns is exactly Gaussian, and its
-    mean and standard deviation follow a recursion of two lines: `ddpm_law` and `ddim_law`. We call
-    that the law of the sampler: the distribution of its samples, known before any is drawn.
-    Two things keep the law from p_0, and they pull sigma_q in opposite directions:
-      the base    sampling starts from N(0, sigma_q^2), and the noised data at t = 1 are
-                  p_1 = N(mu_0, sigma_0^2 + sigma_q^2). Smaller steps do not mend this, a larger
-                  sigma_q does. It is the floor that is left as dt -> 0: `ddpm_floor`, `ddim_floor`;
-      the steps   each step of size dt is approximate. Smaller steps do mend this, and a larger
-                  sigma_q makes it worse.
+    mean and standard deviation follow a short recursion: `ddpm_law` and `ddim_law`. We call that
+    the law of the sampler: the distribution of its samples, known before any is drawn. How far it
+    is from p_0 is measured by W_2: how far the mass must be moved, root mean square. Two things
+    keep the law from p_0; one wants a larger sigma_q, the other a smaller one:
+      the base    the noised data at t = 1 are p_1 = N(mu_0, sigma_0^2 + sigma_q^2), and sampling
+                  starts from N(0, sigma_q^2). A larger sigma_q makes them more alike. Smaller steps
+                  do not: an error is left as dt -> 0, the floor (`ddpm_floor`, `ddim_floor`);
+      the steps   given x_t, x_{t-dt} has a variance a little smaller than DDPM's sigma_q^2 dt, and
+                  DDIM follows a curve by straight pieces. Smaller steps mend this, a larger sigma_q
+                  makes it worse.
+    And if DDPM's noise is left out, it ends far too narrow, in any number of steps.
 
 What to look for in figures/
     experiment-0-samples-ddm-ddim-toy-example.jpg   the histograms sit on the law, not quite on p_0
@@ -45,14 +48,19 @@ from tqdm import tqdm
 
 
 def p_t(t, *, mu_0, sigma_0, sigma_q):
-    """(mean, std) of x_t = x_0 + N(0, sigma_q^2 t).  p_0 is the data, p_1 the true start."""
+    """(mean, std) of x_t = x_0 + N(0, sigma_q^2 t).  p_0 is the data, p_1 where to start from."""
     return mu_0, (sigma_0**2 + sigma_q**2 * t) ** 0.5
 
 
 # --------------------------------------- The reverse mean ---------------------------------------
 # (x_{t-dt}, x_t) is jointly Gaussian, with variances sigma_0^2 + sigma_q^2 (t - dt) and
 # sigma_0^2 + sigma_q^2 t, and a covariance equal to the first. The rest is linear regression:
-# E[x_{t-dt} | x_t] = mu_0 + (covariance / variance of x_t) (x_t - mu_0).
+# E[x_{t-dt} | x_t] = mu_0 + slope (x_t - mu_0), slope = covariance / variance of x_t.
+
+
+def slope(t, dt, *, sigma_0, sigma_q):
+    """d E[x_{t-dt} | x_t] / d x_t: the covariance over the variance of x_t."""
+    return (sigma_0**2 + sigma_q**2 * (t - dt)) / (sigma_0**2 + sigma_q**2 * t)
 
 
 def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
@@ -60,9 +68,8 @@ def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
 
     x_t: any shape, values at time t;  0 < dt <= t <= 1.  Returns the shape of x_t.
     """
-    variance_t = sigma_0**2 + sigma_q**2 * t
-    slope = (sigma_0**2 + sigma_q**2 * (t - dt)) / variance_t
-    return slope * x_t + sigma_q**2 * dt / variance_t * mu_0
+    a = slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q)
+    return a * x_t + (1 - a) * mu_0
 
 
 # ----------------------------------------- The samplers -----------------------------------------
@@ -105,8 +112,8 @@ def ddim(reverse_mean, x_1, num_steps):
 def ddpm_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q, noise=1.0):
     """Exact (mean, std) of what `ddpm` returns when x_1 ~ N(mean_1, std_1^2).
 
-    A step sends the mean through the reverse mean. It multiplies the variance by slope^2, where
-    slope = d reverse_mean / d x_t, and adds the variance of the noise, sigma_q^2 dt.
+    A step sends the mean through the reverse mean. It multiplies the variance by slope^2, and adds
+    the variance of the noise, sigma_q^2 dt.
     noise: factor on the noise; 0 leaves it out.  All arguments but num_steps may be arrays.
     """
     dt = 1 / num_steps
@@ -114,16 +121,16 @@ def ddpm_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q, noise=1.0):
     variance = std_1**2
     for k in range(num_steps, 0, -1):
         t = k / num_steps
-        slope = reverse_mean(1.0, t, dt, mu_0=0.0, sigma_0=sigma_0, sigma_q=sigma_q)
-        mean = reverse_mean(mean, t, dt, mu_0=mu_0, sigma_0=sigma_0, sigma_q=sigma_q)
-        variance = slope**2 * variance + noise**2 * sigma_q**2 * dt
+        a = slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q)
+        mean = a * mean + (1 - a) * mu_0
+        variance = a**2 * variance + noise**2 * sigma_q**2 * dt
     return mean, variance**0.5
 
 
 def ddim_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
     """Exact (mean, std) of what `ddim` returns when x_1 ~ N(mean_1, std_1^2).
 
-    A step is x_t -> (1 - lam + lam slope) x_t + constant, so the std takes that factor.
+    A step is x_t -> (1 - lam + lam slope) x_t + constant: the std is multiplied by that factor.
     All arguments but num_steps may be arrays.
     """
     dt = 1 / num_steps
@@ -132,41 +139,40 @@ def ddim_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
     for k in range(num_steps, 0, -1):
         t = k / num_steps
         lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
-        slope = reverse_mean(1.0, t, dt, mu_0=0.0, sigma_0=sigma_0, sigma_q=sigma_q)
-        target = reverse_mean(mean, t, dt, mu_0=mu_0, sigma_0=sigma_0, sigma_q=sigma_q)
-        mean = mean + lam * (target - mean)
-        std = (1 - lam + lam * slope) * std
+        a = slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q)
+        mean = mean + lam * (a * mean + (1 - a) * mu_0 - mean)
+        std = (1 - lam + lam * a) * std
     return mean, std
 
 
 def ddpm_floor(*, mu_0, sigma_0, sigma_q):
     """(|error of the mean|, |error of the std|) of DDPM from the base as dt -> 0.
 
-    Over a whole run the slopes multiply to r = sigma_0^2 / (sigma_0^2 + sigma_q^2). The base's mean
-    is wrong by mu_0, and mu_0 r is left of that. Its variance lacks sigma_0^2, and sigma_0^2 r^2 is
-    left of that, so the std ends at sigma_0 sqrt(1 - r^2) and not at sigma_0.
+    Over a whole run the slopes multiply to r = sigma_0^2 / (sigma_0^2 + sigma_q^2), for any dt. The
+    base's mean is wrong by mu_0, so the mean ends wrong by mu_0 r. The base's variance lacks
+    sigma_0^2, so the variance ends short by sigma_0^2 r^2: the std is sigma_0 sqrt(1 - r^2).
     """
     r = sigma_0**2 / (sigma_0**2 + sigma_q**2)
-    std_error = sigma_0 * r**2 / (1 + (1 - r**2) ** 0.5)  # 1 - sqrt(1 - r^2), no digits lost
+    std_error = sigma_0 * r**2 / (1 + (1 - r**2) ** 0.5)  # sigma_0 (1 - sqrt(1 - r^2))
     return abs(mu_0) * r, std_error
 
 
 def ddim_floor(*, mu_0, sigma_0, sigma_q):
     """(|error of the mean|, |error of the std|) of DDIM from the base as dt -> 0.
 
-    The limit is the probability-flow ODE (section 3.5). Here it only scales: over a whole run
-    x_t - mu_0 shrinks by sigma_0 / std_1, where std_1 = sqrt(sigma_0^2 + sigma_q^2). So of the
-    base's wrong mean mu_0 sigma_0 / std_1 is left, and the std ends at sigma_q sigma_0 / std_1.
+    The limit is the probability-flow ODE (section 3.5). It carries p_1 to p_0, so it multiplies
+    x_1 - mu_0 by sigma_0 / std_1, std_1 = sqrt(sigma_0^2 + sigma_q^2). From the base, the mean ends
+    wrong by mu_0 sigma_0 / std_1, and the std ends at sigma_q sigma_0 / std_1.
     """
     std_1 = np.hypot(sigma_0, sigma_q)
-    std_error = sigma_0 * sigma_0**2 / (std_1 * (std_1 + sigma_q))  # 1 - sigma_q / std_1, likewise
+    std_error = sigma_0 * sigma_0**2 / (std_1 * (std_1 + sigma_q))  # sigma_0 (1 - sigma_q / std_1)
     return abs(mu_0) * sigma_0 / std_1, std_error
 
 
 def wasserstein(mean_a, std_a, mean_b, std_b):
     """2-Wasserstein distance W_2 of N(mean_a, std_a^2) and N(mean_b, std_b^2).
 
-    W_2 is how far one distribution's mass has to be moved, root mean square, to make the other.
+    How far one distribution's mass has to be moved, root mean square, to make the other.
     """
     return np.hypot(mean_a - mean_b, std_a - std_b)
 
@@ -183,10 +189,10 @@ def last(steps, num_steps, label):
 
 def sample(x_1, num_steps, rng, *, mu_0, sigma_0, sigma_q):
     """Runs both samplers from the same starts x_1, (n,).  Returns {sampler: x_0, (n,)}."""
-    known = partial(reverse_mean, mu_0=mu_0, sigma_0=sigma_0, sigma_q=sigma_q)
+    step_mean = partial(reverse_mean, mu_0=mu_0, sigma_0=sigma_0, sigma_q=sigma_q)
     return {
-        "DDPM": last(ddpm(known, x_1, num_steps, sigma_q, rng), num_steps, "DDPM"),
-        "DDIM": last(ddim(known, x_1, num_steps), num_steps, "DDIM"),
+        "DDPM": last(ddpm(step_mean, x_1, num_steps, sigma_q, rng), num_steps, "DDPM"),
+        "DDIM": last(ddim(step_mean, x_1, num_steps), num_steps, "DDIM"),
     }
 
 
@@ -221,7 +227,7 @@ STEP_COUNTS = np.unique(np.logspace(0, 4, 33).round().astype(int))
 def measure_error_vs_steps(**data):
     """W_2 of the law and p_0 for each of STEP_COUNTS, from the base and from the true p_1.
 
-    Returns {sampler: {"base", "p_1": (n,)}}; the sampler "no noise" is DDPM without its noise.
+    Returns {sampler: {"base": (n,), "p_1": (n,)}}; "no noise" is DDPM without its noise.
     """
     laws = {"DDPM": ddpm_law, "DDIM": ddim_law, "no noise": partial(ddpm_law, noise=0.0)}
     starts = {"base": (0.0, data["sigma_q"]), "p_1": p_t(1, **data)}
@@ -263,8 +269,8 @@ def measure_error_vs_sigma_q(*, mu_0, sigma_0):
 # ------------------------------------------- Printing -------------------------------------------
 
 
-def report(table, orders, best, lost, args):
-    """table: of measure_samples;  orders, best: {sampler: float};  lost: of std_without_noise."""
+def report(table, orders, best, narrow, args):
+    """table: of measure_samples;  orders, best: {sampler: float};  narrow: of std_without_noise."""
     print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), sigma_q = {args.sigma_q:g}:", end=" ")
     print(f"{args.num_samples} samples from the base, {args.num_steps} steps")
     print("                mean of x_0                   std of x_0           W_2 to p_0")
@@ -276,7 +282,7 @@ def report(table, orders, best, lost, args):
     for name in table:
         print(f"{name}: from p_1 the error falls as dt^{orders[name]:.2f};", end=" ")
         print(f"from the base the best sigma_q at 1000 steps is {best[name]:.1f}")
-    print(f"DDPM without its noise, from p_1, ends with std {lost:.4f} and not {args.sigma_0:g}")
+    print(f"DDPM without its noise, from p_1, ends with std {narrow:.4f} and not {args.sigma_0:g}")
 
 
 # ------------------------------------------ The figures -----------------------------------------
@@ -329,7 +335,7 @@ def draw_error_vs_steps(errors, table):
         floor = table[name]["floor"]
         ax.axhline(floor, color=color, lw=1, ls=":", label=f"floor of {name}: {floor:.2g}")
     without = errors["no noise"]["p_1"]
-    ax.loglog(STEP_COUNTS, without, "C2", ls="-.", label="DDPM without noise, from $p_1$")
+    ax.loglog(STEP_COUNTS, without, "C2", ls="-.", label="DDPM without noise, from $p_1$: flat")
     ax.set(xlabel=r"num_steps $= 1/\Delta t$", ylabel="$W_2$(law of the sampler, $p_0$)")
     ax.set_title("From $p_1$ the error falls with $\\Delta t$; from the\nbase it meets a floor")
     ax.legend(fontsize=10, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.13))
@@ -381,7 +387,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = partial(parser.add_argument, metavar="X")
     add("--num-steps", type=number(int, 1, 10_000), default=1000, help="steps of a sampler, 1/dt")
-    add("--num-samples", type=number(int, 1, 10**7), default=100_000, help="samples per sampler")
+    add("--num-samples", type=number(int, 2, 10**7), default=100_000, help="samples per sampler")
     add("--mu-0", type=number(float, -100, 100), default=1.0, help="mean of the data")
     add(
         "--sigma-0", type=number(float, 0.1, 10), default=0.7, help="standard deviation of the data"
@@ -421,9 +427,9 @@ def main(argv=None):
     sigma_qs, by_sigma_q = measure_error_vs_sigma_q(mu_0=args.mu_0, sigma_0=args.sigma_0)
     orders = {name: observed_order(by_steps[name]["p_1"]) for name in table}
     best = {name: sigma_qs[np.argmin(by_sigma_q[name, 1000])] for name in table}
-    lost = std_without_noise(args.num_steps, **data)
+    narrow = std_without_noise(args.num_steps, **data)
 
-    report(table, orders, best, lost, args)
+    report(table, orders, best, narrow, args)
 
     folder = args.figures_dir
     figure = draw_samples(x_1, samples, table, args.num_steps, **data)

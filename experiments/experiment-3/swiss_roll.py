@@ -7,16 +7,18 @@ The claim
     turns that into the reverse mean, which is all that DDPM and DDIM need.
 
 How well does it learn, and does it matter?
-    The data lies on a curve, so E[x_0 | x_t] is an integral along the curve: `exact_denoiser`. That
-    gives the least error that any network can have, the Bayes error, and what the network's error
-    is above it, the excess. The samplers can also be run with the exact denoiser. What then still
-    parts the samples from the data is not the network's doing: it is the base, which is not the
-    true p_1, and the steps.
+    The data lies on a curve, so E[x_0 | x_t] is an integral along the curve: `exact_denoiser`. Its
+    error is the least that any denoiser can have, the Bayes error; what a network has more is its
+    excess. Samples are drawn with the network and with the exact denoiser, from two starts:
+      the base    N(0, sigma_q^2 I), where sampling starts in practice;
+      p_1         the data plus N(0, sigma_q^2 I), where it should start: the base is a little too
+                  narrow, and DDIM, a fixed map of its start, keeps that error.
+    What the exact denoiser has wrong too is not the network's doing: it is base, steps, or chance.
 
 What to look for in figures/
     data.jpg                     the curve
     train_loss.jpg               the loss falls to the Bayes error
-    learned-vs-exact.jpg         the learned denoiser lies on the exact one
+    learned-vs-exact.jpg         the learned denoiser lies over the exact one
     eval_ddpm_samples.jpg        DDPM from the base and from p_1: the curve, and its last noise
     eval_ddim_samples.jpg        DDIM: on the curve, a few samples between its turns
     error-budget.jpg             distance to the data: how much is base, steps, learning, chance
@@ -114,17 +116,17 @@ def ddim(reverse_mean, x_1, num_steps):
 
 
 # ------------------------------------------- Learning -------------------------------------------
-MIN_T = 5e-4  # the smallest t that is learned
+MIN_T = 5e-4  # the smallest t that is learned: the last step of 2000
 SIGMA_DATA = 0.5  # about the standard deviation of the data
 
 
 class Denoiser(nn.Module):
     """A ReLU network that learns E[x_0 | x_t].
 
-    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, section 5 and table 1). The best
-    linear guess of x_0 is c_skip x_t, and c_out is the size of its error. The network learns what
-    that guess misses, in units of c_out. So its task has the same size at every t, and at small t,
-    where x_t nearly is x_0, it can do little harm.
+    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, section 5 and table 1). About the
+    best linear guess of x_0 is c_skip x_t, and c_out is the size of its error. The network learns
+    what that guess misses, in units of c_out. So its task has the same size at every t, and at
+    small t, where x_t nearly is x_0, it can do little harm.
     """
 
     def __init__(self, sigma_q, width=64):
@@ -150,21 +152,22 @@ class Denoiser(nn.Module):
         c_in = 1 / std_t
         c_skip = SIGMA_DATA**2 / std_t**2
         c_out = SIGMA_DATA * sigma_t / std_t
-        c_noise = sigma_t.log() / 2
+        c_noise = sigma_t.log() / 2  # theirs is half of that
         inputs = torch.cat([c_in * x_t, c_noise.expand(len(x_t), 1)], dim=1)
         return c_skip * x_t + c_out * self.layers(inputs)
 
 
 def losses_of(denoiser, n, sigma_q, rng):
-    """The loss of n fresh draws, one by one: squared errors |f(x_t, t) - x_0|^2 / c_out^2.
+    """The loss of n fresh draws, one by one: |f(x_t, t) - x_0|^2 / c_out^2.  Returns (n,).
 
-    t is log-uniform on [MIN_T, 1]: every scale of the noise is met as often.  Returns (n,).
+    t is log-uniform on [MIN_T, 1], so every scale of the noise is met equally often.
     """
     x_0 = swiss_roll(n, rng)
     t = MIN_T ** torch.rand(n, generator=rng, device=rng.device)
     x_t = add_noise(x_0, t, sigma_q, rng)
-    weight = 1 / (sigma_q**2 * t) + 1 / SIGMA_DATA**2  # 1 / c_out^2
-    return weight * (denoiser(x_t, t) - x_0).square().sum(dim=1)
+    variance_t = sigma_q**2 * t + SIGMA_DATA**2  # of x_t
+    c_out_squared = SIGMA_DATA**2 * sigma_q**2 * t / variance_t
+    return (denoiser(x_t, t) - x_0).square().sum(dim=1) / c_out_squared
 
 
 def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
@@ -196,16 +199,17 @@ def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
 def quadrature(sigma_t):
     """Nodes for integrals over theta of what varies on the scale sigma_t along the curve.
 
-    The panels are even in theta^2, which is nearly even in arc length (6.3 in all), and at most
+    The panels are even in theta^2, which is nearly even in arc length (6.3 in all), and about
     4.5 sigma_t long; each has 16 Gauss-Legendre nodes.
-    Returns c(theta) at the nodes, (m, 2), and the logarithms of their weights, (m,).
+    Returns c(theta) at the nodes, (m, 2), and the logarithms of their weights, (m,), but for a
+    constant.
     """
     num_panels = max(2, math.ceil(1.4 / sigma_t))
     nodes, weights = np.polynomial.legendre.leggauss(16)  # on [-1, 1]
     edges = np.linspace(START**2, END**2, num_panels + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     theta = np.sqrt(middle[:, None] + (edges[1] - edges[0]) / 2 * nodes).ravel()
-    log_weights = np.log(np.tile(weights, num_panels) / theta)  # d theta = d(theta^2) / (2 theta)
+    log_weights = np.log(np.tile(weights, num_panels) / theta)  # dtheta = d(theta^2) / 2 theta
     return curve(torch.tensor(theta)), torch.tensor(log_weights)
 
 
@@ -217,12 +221,15 @@ def exact_denoiser(x_t, t, *, sigma_q):
     x_t = x_t.cpu().double()
     variance = sigma_q**2 * torch.as_tensor(t).cpu().double().reshape(-1, 1).expand(len(x_t), 1)
     c, log_weights = quadrature(float(variance.min()) ** 0.5)
-    # -|x_t - c|^2 / (2 variance) is (x_t . c - |c|^2 / 2) / variance, and a term without c. That is
-    # the product of (x_t, -1) / variance and (c, |c|^2 / 2): a matrix product for all x_t and c.
+    # The logarithm of the weight is -|x_t - c|^2 / (2 variance), which is
+    # (x_t . c - |c|^2 / 2) / variance and a term without c, the same for all nodes: it cancels.
+    # That is the product of (x_t, -1) / variance and (c, |c|^2 / 2), for all x_t and c at once.
     rows = torch.cat([x_t, -torch.ones(len(x_t), 1)], dim=1) / variance
     columns = torch.cat([c, c.square().sum(dim=1, keepdim=True) / 2], dim=1).T
-    few = 2**18 // len(c) + 1  # rows at a time, to stay in cache
-    means = [torch.addmm(log_weights, part, columns).softmax(dim=1) @ c for part in rows.split(few)]
+    means = []
+    for part in rows.split(2**18 // len(c) + 1):  # a few rows at a time, to stay in cache
+        p = torch.addmm(log_weights, part, columns).softmax(dim=1)  # log_weights + part @ columns
+        means.append(p @ c)
     return torch.cat(means)
 
 
@@ -285,12 +292,13 @@ def sample(denoiser, starts, num_steps, sigma_q, rng, which):
 
     Returns {(sampler, start, which): x_0, (n, 2), on the CPU}.
     """
-    known = partial(reverse_mean, denoiser=denoiser)
+    step_mean = partial(reverse_mean, denoiser=denoiser)
     samples = {}
     for start, x_1 in starts.items():
-        steps = ddpm(known, x_1, num_steps, sigma_q, rng)
+        x_1 = x_1.to(rng.device)
+        steps = ddpm(step_mean, x_1, num_steps, sigma_q, rng)
         samples["DDPM", start, which] = last(steps, num_steps, f"DDPM, {start}, {which}").cpu()
-        steps = ddim(known, x_1, num_steps)
+        steps = ddim(step_mean, x_1, num_steps)
         samples["DDIM", start, which] = last(steps, num_steps, f"DDIM, {start}, {which}").cpu()
     return samples
 
@@ -302,18 +310,11 @@ def projections(points):
     return (points.cpu().double() @ directions).T.contiguous().sort(dim=1).values
 
 
-def sliced_wasserstein(a, b):
-    """Sliced 2-Wasserstein distance between two sets of n points, (n, 2) each; a float.
-
-    On a line W_2 is simple: the sorted points of a go to the sorted points of b. The sliced
-    distance is the root mean square of that over directions (Bonneel et al., 2015).
-    """
-    return float((projections(a) - projections(b)).square().mean().sqrt())
-
-
 def measure_distances(samples, rng):
-    """Sliced distance of each set of samples to fresh data, beside that of data to data.
+    """Sliced 2-Wasserstein distance of each set of samples to fresh data (Bonneel et al., 2015).
 
+    On a line the distance W_2 of two sets of n points is simple: the sorted points of one go to
+    those of the other. The sliced distance is the root mean square of that over directions.
     samples: {run: x_0, (n, 2)}.  Returns {run: (root mean square distance to NUM_DATA_SETS data
     sets of n points, the same in units of the floor)}, and the floor: the distance between data
     sets, with its standard deviation from pair to pair.
@@ -336,9 +337,11 @@ def shares_along_curve(x_0):
 
     A point counts where the nearest point of the curve is.  x_0: (n, 2).  Returns (10,).
     """
-    line = curve(torch.linspace(START, END, 2001, dtype=torch.double))
-    nearest = torch.cdist(x_0.cpu().double(), line).argmin(dim=1)
-    return torch.bincount(nearest * 10 // 2001, minlength=10).double() / len(x_0)
+    num_points = 2000
+    line = curve(torch.linspace(START, END, num_points, dtype=torch.double))
+    nearest = torch.cdist(x_0.cpu().double(), line).argmin(dim=1)  # from 0 to num_points - 1
+    tenth = nearest * 10 // num_points
+    return torch.bincount(tenth, minlength=10).double() / len(x_0)
 
 
 def share_error(n):
@@ -350,7 +353,9 @@ def share_error(n):
 
 
 def report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, args):
-    """Each argument is what the function of that name measured;  shares: {run: (10,)}."""
+    """ratios, bayes_errors: of measure_denoiser;  loss: of final_loss;  bayes: of bayes_loss;
+    distances, floor: of measure_distances;  shares: {run: (10,)};  share_se: of share_error.
+    """
     print("t                        " + "".join(f"{t:>9}" for t in ratios))
     print("Bayes error              " + "".join(f"{e:9.3g}" for e in bayes_errors.values()))
     print("learned: excess over it  " + "".join(f"{ratio:9.3%}" for ratio in ratios.values()))
@@ -363,7 +368,7 @@ def report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se
     for (sampler, start, which), (distance, ratio) in distances.items():
         share = shares[sampler, start, which]
         print(f"{sampler} from {start:<5}{which:>8} denoiser", end="    ")
-        print(f"{distance:.4f} = {ratio:5.2f} x that", end="     ")
+        print(f"{distance:.4f} = {ratio:5.2f} x data", end="     ")
         print(f"{share.min():.3f} to {share.max():.3f}")
 
 
@@ -389,18 +394,18 @@ def draw_loss(losses, bayes):
     steps = np.arange(1, len(losses) + 1)
     ax.semilogy(steps, losses, ".", color="0.8", ms=2, label="loss of each step")
     ax.semilogy(steps[window - 1 :], means, "C0.-", ms=1, label=f"mean of {window} steps")
-    label = f"Bayes error, {bayes[0]:.3f}: no network can beat it"
+    label = f"exact denoiser, {bayes[0]:.3f}: no network can beat it"
     ax.axhline(bayes[0], color="k", ls="--", lw=1.2, label=label)
     ax.set(xlabel="training step", ylabel="weighted squared error")
-    ax.set_title("The training loss falls to the Bayes error")
+    ax.set_title("The training loss falls to that of the exact denoiser")
     ax.legend(fontsize=11)
     return fig
 
 
 def draw_denoisers(denoiser, ratios, sigma_q, rng):
-    """Lines from x_t to E[x_0 | x_t], learned on exact.  ratios: of measure_denoiser."""
+    """Lines from x_t to E[x_0 | x_t], learned over exact.  ratios: of measure_denoiser."""
     fig, axes = plt.subplots(3, 1, figsize=(5, 14), layout="constrained")
-    for ax, t, num_points in zip(axes, (0.01, 0.1, 1.0), (80, 60, 40)):
+    for ax, t, num_points in zip(axes, (0.01, 0.1, 1.0), (80, 60, 40)):  # three of TIMES
         x_t = add_noise(swiss_roll(num_points, rng), t, sigma_q, rng)
         ax.plot(*x_t.cpu().T, ".", color="0.3", ms=5, label="$x_t$")
         ax.plot(*curve(torch.linspace(START, END, 300)).T, "k", lw=0.8, label="the data")
@@ -441,7 +446,7 @@ def draw_budget(distances, floor):
     names = {"base": "base", "p_1": "$p_1$"}
     ax.set_xticks(range(4), [f"{sampler}\nfrom {names[start]}" for sampler, start in runs])
     ax.set(ylabel="sliced $W_2$ to the data", xlim=(-0.5, 3.5))
-    ax.set_title("The base costs most; learned or exact is alike")
+    ax.set_title("DDIM keeps the base's error; learned or exact is alike")
     ax.legend(fontsize=10)
     return fig
 
@@ -507,7 +512,7 @@ def parse_arguments(argv):
     add("--train-steps", type=number(int, 1, 10**6), default=8500, help="steps of the optimizer")
     add("--batch-size", type=number(int, 1, 10**5), default=1024, help="fresh draws in each")
     add("--learning-rate", type=number(float, 1e-6, 0.1), default=0.01, help="at its largest")
-    add("--seed", type=number(int, 0, 2**62), default=0, help="seed of every draw")
+    add("--seed", type=number(int, 0, 2**60), default=0, help="seed of every draw")
     devices = ["cpu"]
     if torch.accelerator.is_available():
         devices.append(torch.accelerator.current_accelerator().type)
@@ -554,10 +559,10 @@ def learn(args):
     """The network and the loss of each step: trained, and saved if asked for; or loaded."""
     if args.trained:
         return args.trained.to(args.device), args.trained.losses
-    rng = torch.Generator(args.device).manual_seed(args.seed)
-    size = {"train_steps": args.train_steps, "batch_size": args.batch_size}
-    rate = {"learning_rate": args.learning_rate}
-    denoiser, losses = train(sigma_q=args.sigma_q, **size, **rate, rng=rng)
+    rng = torch.Generator(args.device).manual_seed(3 * args.seed)
+    settings = {"train_steps": args.train_steps, "batch_size": args.batch_size}
+    settings["learning_rate"] = args.learning_rate
+    denoiser, losses = train(sigma_q=args.sigma_q, **settings, rng=rng)
     if args.checkpoint:
         save_checkpoint(denoiser, losses, args.checkpoint)
     return denoiser, losses
@@ -571,18 +576,19 @@ def main(argv=None):
 
     denoiser, losses = learn(args)
 
-    rng = torch.Generator(args.device).manual_seed(args.seed + 1)  # of what the network does
-    cpu = torch.Generator().manual_seed(args.seed + 2)  # of the data and of what is exact
-    data = swiss_roll(args.num_samples, cpu)
-    starts = draw_starts(data, sigma_q, cpu)
-    there = {start: x_1.to(args.device) for start, x_1 in starts.items()}
+    data_rng = torch.Generator().manual_seed(3 * args.seed + 1)
+    # Alike, so that on the CPU DDPM has the same noise with both denoisers.
+    rng = torch.Generator(args.device).manual_seed(3 * args.seed + 2)
+    exact_rng = torch.Generator().manual_seed(3 * args.seed + 2)
+    data = swiss_roll(args.num_samples, data_rng)
+    starts = draw_starts(data, sigma_q, data_rng)
     exact = partial(exact_denoiser, sigma_q=sigma_q)
-    samples = sample(denoiser, there, num_steps, sigma_q, rng, "learned")
-    samples.update(sample(exact, starts, num_steps, sigma_q, cpu, "exact"))
+    samples = sample(denoiser, starts, num_steps, sigma_q, rng, "learned")
+    samples.update(sample(exact, starts, num_steps, sigma_q, exact_rng, "exact"))
 
     ratios, bayes_errors = measure_denoiser(denoiser, sigma_q, rng)
-    bayes = bayes_loss(sigma_q, cpu)
-    distances, floor = measure_distances(samples, cpu)
+    bayes = bayes_loss(sigma_q, data_rng)
+    distances, floor = measure_distances(samples, data_rng)
     shares = {run: shares_along_curve(x_0) for run, x_0 in samples.items()}
     share_se = share_error(args.num_samples)
 

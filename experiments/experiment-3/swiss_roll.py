@@ -219,7 +219,9 @@ def exact_denoiser(x_t, t, *, sigma_q):
     Returns (n, 2), double, on the CPU.
     """
     x_t = x_t.cpu().double()
-    variance = sigma_q**2 * torch.as_tensor(t).cpu().double().reshape(-1, 1).expand(len(x_t), 1)
+    variance = sigma_q**2 * torch.as_tensor(t, dtype=torch.double).reshape(-1, 1).expand(
+        len(x_t), 1
+    )
     c, log_weights = quadrature(float(variance.min()) ** 0.5)
     # The logarithm of the weight is -|x_t - c|^2 / (2 variance), which is
     # (x_t . c - |c|^2 / 2) / variance and a term without c, the same for all nodes: it cancels.

@@ -10,7 +10,6 @@ Run:  python tests/benchmark.py
 
 import contextlib
 import io
-import resource
 import subprocess
 import sys
 import tempfile
@@ -146,9 +145,8 @@ def rows_of_whole_runs():
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(script), "--figures-dir", folder]
             wall = seconds(lambda c=command: subprocess.run(c, check=True, capture_output=True))
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # GB, of all so far
         total += wall
-        print(f"{script.stem:<20} {wall:6.1f} s   largest memory so far {peak:.2f} GB", flush=True)
+        print(f"{script.stem:<20} {wall:6.1f} s", flush=True)
     print(f"{'together':<20} {total:6.1f} s")
 
 

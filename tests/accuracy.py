@@ -27,7 +27,7 @@ def rows_of_accuracy():
         network, wall = trained(roll, sigma_q=1.0, train_steps=steps, batch_size=1024)
         error = roll.measure_denoiser(network, 1.0, torch.Generator().manual_seed(1))[0]["mean"]
         print(f"3: {steps:6} steps {wall:6.1f} s   mean excess {error:.3%}", flush=True)
-    for steps in (325, 650, 1300, 2600, 5200):
+    for steps in (600, 1200, 2400, 4800):
         network, wall = trained(flow, train_steps=steps, batch_size=2048)
         print(f"4: {steps:6} steps {wall:6.1f} s   {judge(flow, network, network)}", flush=True)
 
@@ -53,7 +53,7 @@ def rows_of_intervals():
     own_network, own_times, size = (
         flow.Velocity,
         flow.draw_times,
-        {"train_steps": 2600, "batch_size": 2048},
+        {"train_steps": 2400, "batch_size": 2048},
     )
 
     class Plain(own_network):

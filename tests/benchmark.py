@@ -97,7 +97,7 @@ def train_on_one_batch(network, loss_of, num_steps):
         schedule.step()
 
 
-def rows_of_swiss_roll(train_steps=200, n=5000, steps=100):
+def rows_of_swiss_roll(train_steps=200, n=4000, steps=100):
     roll, rng = load("experiment-3/swiss_roll.py"), torch.Generator().manual_seed(0)
     x_0, t = roll.swiss_roll(1024, rng), roll.MIN_T ** torch.rand(1024, generator=rng)
     x_t = roll.add_noise(x_0, t, 1.0, rng)
@@ -118,7 +118,7 @@ def rows_of_swiss_roll(train_steps=200, n=5000, steps=100):
     for name, sampler in (("DDPM", ddpm), ("DDIM", ddim)):
         work = lambda sampler=sampler: exhaust(sampler())  # noqa: E731
         forward = lambda: [denoiser(x_1, k / steps) for k in range(steps, 0, -1)]  # noqa: E731
-        compare(f"3: a {name} step of 5000 / a forward pass", work, forward, 1.15, per=steps)
+        compare(f"3: a {name} step of 4000 / a forward pass", work, forward, 1.15, per=steps)
 
 
 def rows_of_flow_matching(train_steps=100, n=10_000, steps=50):

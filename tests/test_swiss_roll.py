@@ -176,6 +176,17 @@ def test_shares_along_the_curve(swiss_roll, rng):
     assert swiss_roll.share_error(900) == pytest.approx(0.01)
 
 
+def test_blur_is_the_distance_to_the_curve(swiss_roll):
+    theta = torch.linspace(5, 12, 50, dtype=torch.double)
+    line = swiss_roll.curve(theta)
+    tangent = swiss_roll.curve(theta + 1e-5) - swiss_roll.curve(theta - 1e-5)
+    normal = torch.stack([-tangent[:, 1], tangent[:, 0]], dim=1) / tangent.norm(dim=1, keepdim=True)
+    offset = torch.linspace(-0.05, 0.05, 50, dtype=torch.double)[:, None]
+    assert swiss_roll.blur(line) < 0.002  # half the spacing of the 4000 points
+    exact = float(offset.square().mean().sqrt())
+    assert swiss_roll.blur(line + offset * normal) == pytest.approx(exact, rel=1e-3)
+
+
 def test_sample_runs_both_samplers_from_both_starts(swiss_roll):
     exact = partial(swiss_roll.exact_denoiser, sigma_q=2.0)
     data = swiss_roll.swiss_roll(30, torch.Generator().manual_seed(1))
@@ -357,7 +368,8 @@ def test_report_prints_what_was_measured(swiss_roll, capsys):
     distances = {run: (0.1 + 0.01 * i, 3 + 0.25 * i) for i, run in enumerate(RUNS)}
     shares = {run: torch.linspace(0.05, 0.15 + 0.001 * i, 10) for i, run in enumerate(RUNS)}
     measured = RATIOS, bayes_errors, 1.25, (1.75, 0.125), distances, (0.2, 0.03), shares, 0.012
-    swiss_roll.report(*measured, Args)
+    blurs = {run: 0.5 + 0.001 * i for i, run in enumerate(RUNS)}
+    swiss_roll.report(*measured, blurs, Args)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[1:] == ["0.01", "0.1", "1.0", "mean"]
     assert lines[1].split()[2:] == ["0.125", "0.25", "0.5"]
@@ -368,7 +380,9 @@ def test_report_prints_what_was_measured(swiss_roll, capsys):
     for i, (line, run) in enumerate(zip(lines[6:], RUNS)):
         assert all(word in line for word in run)
         numbers = [float(x) for x in re.findall(r"\d\.\d+", line)]
-        assert numbers == pytest.approx([*distances[run], 0.05, 0.15 + 0.001 * i], abs=1e-4)
+        assert numbers == pytest.approx(
+            [*distances[run], 0.05, 0.15 + 0.001 * i, blurs[run]], abs=1e-4
+        )
 
 
 def test_figures_draw_what_was_measured(swiss_roll, rng):

@@ -4,6 +4,7 @@ samples end.
 
 import re
 import tracemalloc
+from statistics import NormalDist
 
 import numpy as np
 import oracles
@@ -285,9 +286,12 @@ def test_errors_are_distances_to_the_odes_solution_and_fall_with_order_one(
 def test_measured_shares_count_where_ddim_ends(two_points, points, weights):
     data = {"points": points, "weights": weights, "sigma_q": 2.0}
     x_1 = two_points.draw_p_1(5000, np.random.default_rng(0), **data)
-    share, share_se, paths = two_points.measure_shares(x_1, 30, "", **data)
+    share, share_se, off, paths = two_points.measure_shares(x_1, 30, "", **data)
     np.testing.assert_allclose(share, shares(two_points, x_1, 30, **data))
     np.testing.assert_allclose(share_se, np.sqrt(share * (1 - share) / 5000))
+    *_, x_0 = two_points.ddim(reverse_mean_of(two_points, **data), x_1, 30)
+    nearest = np.min([np.sum((x_0 - a) ** 2, axis=1) for a in points], axis=0)
+    assert off == pytest.approx(np.mean(nearest) ** 0.5)
     steps = list(two_points.ddim(reverse_mean_of(two_points, **data), x_1, 30))
     np.testing.assert_array_equal(paths, [x_t[:60] for x_t in (x_1, *steps)])
 
@@ -327,16 +331,17 @@ def test_report_prints_what_was_measured(two_points, capsys):
         points, weights = np.array([[1.5, -2.0], [3.0, 4.0]]), np.array([0.85, 0.15])
         sigma_q, num_samples, num_steps = 2.5, 321, 43
 
-    from_p_1 = np.array([0.11, 0.12]), np.array([0.013, 0.014])
-    from_base = np.array([0.21, 0.22]), np.array([0.023, 0.024])
+    from_p_1 = np.array([0.11, 0.12]), np.array([0.013, 0.014]), 9e-9
+    from_base = np.array([0.21, 0.22]), np.array([0.023, 0.024]), 4e-5
     two_points.report(from_p_1, from_base, np.array([0.31, 0.32]), -1.25, 3e-7, Args)
     lines = capsys.readouterr().out.splitlines()
     assert "sigma_q = 2.5: 321 samples by DDIM, 43 steps" in lines[0]
     rows = [[float(x) for x in re.findall(r"\d\.\d{4}", line)] for line in lines[3:5]]
     assert rows == [[0.11, 0.013, 0.85, 0.21, 0.023, 0.31], [0.12, 0.014, 0.15, 0.22, 0.024, 0.32]]
     assert "(1.5, -2)" in lines[3]
-    assert "num_steps^-1.25" in lines[5]
-    assert "3e-07" in lines[6]
+    assert "4e-05" in lines[5]
+    assert "num_steps^-1.25" in lines[6]
+    assert "3e-07" in lines[7]
     two_points.report(from_p_1, from_base, None, -1.25, 3e-7, Args)
     assert capsys.readouterr().out.count("none known") == 2
 
@@ -350,9 +355,13 @@ def test_figures_draw_what_was_measured(two_points):
         [line.get_xydata() for line in axes.lines if len(line.get_xdata()) == 11]
     )
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(paths.reshape(-1, 2), axis=0))
-    contour = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
-    p = two_points.posterior(contour, 1.0, **data)
-    assert np.abs(p - 0.5).max() < 1e-3  # drawn by linear interpolation
+    line = next(line for line in axes.lines if "parts the starts" in str(line.get_label()))
+    ends = np.array(line.get_xydata())
+    axis = (PAIR[1] - PAIR[0]) / np.linalg.norm(PAIR[1] - PAIR[0])
+    # Beyond it lies what exact_share does not count.
+    share = oracles.share_of_first(PAIR, UNEQUAL, 2.0)
+    np.testing.assert_allclose(ends @ axis, 2.0 * NormalDist().inv_cdf(share), atol=1e-6)
+    assert np.linalg.norm(ends[1] - ends[0]) > 10
 
     along = 3.0 / np.array(two_points.STEP_COUNTS)
     axes = two_points.draw_errors(along, along / 30).axes[0]

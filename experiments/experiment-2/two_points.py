@@ -1,4 +1,4 @@
-"""Experiment 2: two points of data; DDIM runs to one or the other, as Bayes' rule says.
+"""Experiment 2: two points of data; DDIM runs to one or the other, steered by Bayes' rule.
 
 The claim
     If x_0 is the point a_i with probability w_i, the reverse mean is that of a point mass, averaged
@@ -8,18 +8,19 @@ The claim
         p(x_0 = a_i | x_t)  is proportional to  w_i exp(-|x_t - a_i|^2 / (2 sigma_q^2 t)).
 
 Which point does a start go to?
-    With small steps DDIM follows the probability-flow ODE, dx/dsigma = (x - E[x_0 | x_t]) / sigma.
-    Along the direction a_2 - a_1 this ODE carries p_1 to p_0 and keeps the order of its points. So
-    one straight line parts the plane: the starts on one side of it, a share w_1 of the true p_1, go
-    to a_1, those on the other side go to a_2. From the true p_1 the shares are the weights.
+    With small steps DDIM follows the probability-flow ODE. With sigma = sigma_q sqrt(t) as clock it
+    is dx/dsigma = (x - E[x_0 | x_t]) / sigma, and a DDIM step is an Euler step for it. Of two
+    points, E[x_0 | x_t] depends only on the coordinate u along a_2 - a_1. On a line the paths of an
+    ODE cannot cross, and this ODE carries p_1 to p_0. So the share w_1 of p_1 with the smallest u
+    goes to a_1, the rest to a_2: a straight line parts the plane (`watershed`).
     But sampling starts from the base N(0, sigma_q^2 I), which is not p_1. The same line cuts off
-    another share of the base: `exact_share` computes it. Only symmetry makes it equal to w_1.
+    another share of the base, `exact_share`, and that is in general not w_1.
 
 What to look for in figures/
-    experiment-2-sample-trajectories-ddim.jpg   the shade is p(x_0 = a_i | x_1 = x); with equal
-                                                weights no trajectory crosses the line where it is
-                                                1/2
-    experiment-2-error-vs-steps.jpg             distance to the ODE's solution: it falls as 1/steps
+    experiment-2-sample-trajectories-ddim.jpg   the shade is p(x_0 = a_i | x_1 = x); the line parts
+                                                the starts that go to a_1 from those to a_2
+    experiment-2-error-vs-steps.jpg             distance to the ODE's solution: along the way it
+                                                falls as 1/steps, at the end much faster
 
 Run
     python two_points.py
@@ -83,7 +84,7 @@ def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
 def plain_average(x_t, t, dt, *, points):
     """The same without Bayes' rule: wrong (section 3.3), and here to see what goes wrong.
 
-    With equal weights at every x_t it is the reverse mean of one point, the middle of all points.
+    It treats the data as one point, the mean of the a_i.
     """
     return ((t - dt) / t) * x_t + (dt / t) * points.mean(axis=0)
 
@@ -115,14 +116,13 @@ def normal_tail(z):
     return math.erfc(z / 2**0.5) / 2
 
 
-def exact_share(points, weights, sigma_q):
-    """Share of N(0, sigma_q^2 I) that the probability-flow ODE carries to the first of two points.
+def watershed(points, weights, sigma_q):
+    """The s at which the probability-flow ODE parts the starts: u = s, with u along a_2 - a_1.
 
     points: (2, d), different, at most 50 sigma_q apart;  weights: (2,), positive.
 
-    With u the coordinate along a_2 - a_1, the ODE parts p_1 at its w_1-quantile s. Before s lies a
-    share w_1 of p_1, so what comes from a_1 and lies beyond s is as much as what comes from a_2 and
-    lies before s:  w_1 P(u > s | a_1) = w_2 P(u < s | a_2).  Bisection finds s.
+    s is the w_1-quantile of p_1 in the direction u: P(u < s) = w_1. Written in tails, so that
+    nothing cancels, that is  w_1 P(u > s | a_1) = w_2 P(u < s | a_2).  Bisection finds it.
     """
     axis = (points[1] - points[0]) / np.linalg.norm(points[1] - points[0])
     u_1, u_2 = points @ axis
@@ -136,7 +136,12 @@ def exact_share(points, weights, sigma_q):
             low = s
         else:
             high = s
-    return normal_tail(-s / sigma_q)
+    return s
+
+
+def exact_share(points, weights, sigma_q):
+    """Share of the base N(0, sigma_q^2 I) on the first point's side of the watershed, a float."""
+    return normal_tail(-watershed(points, weights, sigma_q) / sigma_q)
 
 
 # ------------------------------------------- Measuring ------------------------------------------
@@ -153,16 +158,20 @@ def reached(x_0, points):
 def measure_shares(x_1, num_steps, label, **data):
     """Runs DDIM from x_1, (n, 2), and counts where it ends.  data: points, weights, sigma_q.
 
-    Returns the share of samples that reached each point, (k,), its standard error, (k,), and the
-    first trajectories, (num_steps + 1, NUM_DRAWN, 2).
+    Returns the share of samples that reached each point, (k,), its standard error, (k,), the root
+    mean square distance from the point reached, and the first trajectories,
+    (num_steps + 1, NUM_DRAWN, 2).
     """
     steps = ddim(partial(reverse_mean, **data), x_1, num_steps)
     paths = [x_1[:NUM_DRAWN]]
     for x_t in tqdm(steps, label, num_steps, disable=None):
         paths.append(x_t[:NUM_DRAWN].copy())  # a copy, so that the rest of x_t is freed
-    counts = np.bincount(reached(x_t, data["points"]), minlength=len(data["points"]))
-    share = counts / len(x_1)
-    return share, np.sqrt(share * (1 - share) / len(x_1)), np.array(paths)
+    points = data["points"]
+    ends = reached(x_t, points)
+    share = np.bincount(ends, minlength=len(points)) / len(x_1)
+    share_se = np.sqrt(share * (1 - share) / len(x_1))
+    off = np.sqrt(((x_t - points[ends]) ** 2).sum(axis=1).mean())
+    return share, share_se, off, np.array(paths)
 
 
 def measure_plain_average(x_1, num_steps, points):
@@ -214,12 +223,13 @@ def report(from_p_1, from_base, exact, slope, off_middle, args):
     """from_*: shares and errors of measure_shares;  exact: of base_shares;  the rest: floats."""
     print(f"sigma_q = {args.sigma_q:g}: {args.num_samples} samples by DDIM, {args.num_steps} steps")
     print("share of each point:    from the true p_1               from the base N(0, sigma_q^2 I)")
-    print("              sampled +- s.e.      exact       sampled +- s.e.      exact (dt -> 0)")
+    print("              sampled +- s.e.   dt -> 0       sampled +- s.e.   dt -> 0")
     for i, (x, y) in enumerate(args.points):
         true = f"{from_p_1[0][i]:.4f} +- {from_p_1[1][i]:.4f}    {args.weights[i]:.4f}"
         base = f"{from_base[0][i]:.4f} +- {from_base[1][i]:.4f}"
         known = "none known" if exact is None else f"{exact[i]:.4f}"
         print(f"{f'({x:g}, {y:g})':>12}  {true}       {base}    {known}")
+    print(f"distance of the samples from the point that they reached: {from_base[2]:.1g} (rms)")
     print(f"DDIM's distance to the ODE's solution, t = .2 to .8, falls as num_steps^{slope:.2f}")
     print(f"averaged without Bayes' rule, all samples end within {off_middle:.1g} of the middle")
 
@@ -243,13 +253,13 @@ def draw_paths(paths, *, points, weights, sigma_q):
     colors = np.array([to_rgb(f"C{i % 10}") for i in range(len(points))])
     shade = 1 - 0.45 * (1 - (p @ colors).reshape(240, 240, 3))
     ax.imshow(shade, extent=extent, origin="lower", interpolation="bilinear")
-    lines = p.T[:1] if len(points) == 2 else p.T  # of two points, one line says it all
-    for p_i in lines:
-        if p_i.min() < 0.5 < p_i.max():
-            p_i = p_i.reshape(240, 240)
-            ax.contour(x, y, p_i, [0.5], colors="k", linewidths=1, linestyles="--")
-    half_label = r"$p(x_0 = a_i\,|\,x_1) = \frac{1}{2}$;  shade: which $a_i$ is likelier"
-    ax.plot([], [], "k--", lw=1, label=half_label)
+    if len(points) == 2:
+        axis = (points[1] - points[0]) / np.linalg.norm(points[1] - points[0])
+        foot = watershed(points, weights, sigma_q) * axis
+        across = 4 * half * np.array([-axis[1], axis[0]])
+        ends = np.stack([foot - across, foot + across])
+        ax.plot(*ends.T, "k--", lw=1, label="parts the starts: to $a_1$, to $a_2$ (exact)")
+    ax.plot([], [], "s", color="0.8", ms=8, label=r"shade: $p(x_0 = a_i\,|\,x_1 = x)$")
 
     num_steps = len(paths) - 1
     ends = reached(paths[-1], points)
@@ -278,7 +288,7 @@ def draw_errors(along, at_end):
     ax.loglog(STEP_COUNTS, at_end, "s-", color="C1", label=label)
     ax.set_ylim(bottom=along[-1] / 100)
     ax.set(xlabel=r"num_steps $= 1/\Delta t$", ylabel="RMS distance to the ODE's solution")
-    ax.set_title("DDIM solves the probability-flow ODE to first order")
+    ax.set_title("DDIM converges to the ODE's solution, to first order")
     ax.set_xticks(STEP_COUNTS, [str(n) for n in STEP_COUNTS], minor=False)
     ax.minorticks_off()
     ax.legend(fontsize=11)

@@ -12,8 +12,8 @@ How well does it learn, and does it matter?
     excess. Samples are drawn with the network and with the exact denoiser, from two starts:
       the base    N(0, sigma_q^2 I), where sampling starts in practice;
       p_1         the data plus N(0, sigma_q^2 I), where it should start: the base is a little too
-                  narrow, and DDIM, a fixed map of its start, keeps that error.
-    What the exact denoiser has wrong too is not the network's doing: it is base, steps, or chance.
+                  narrow and off-centre, and DDIM, a fixed map of its start, keeps that error.
+    Errors that the exact denoiser makes as well are not due to the network.
 
 What to look for in figures/
     data.jpg                     the curve
@@ -21,7 +21,7 @@ What to look for in figures/
     learned-vs-exact.jpg         the learned denoiser lies over the exact one
     eval_ddpm_samples.jpg        DDPM from the base and from p_1: the curve, and its last noise
     eval_ddim_samples.jpg        DDIM: on the curve, a few samples between its turns
-    error-budget.jpg             distance to the data: how much is base, steps, learning, chance
+    error-budget.jpg             distance to the data: base against p_1, learned against exact
     shares-along-the-roll.jpg    how much of the samples lies in each tenth of the roll
 
 Run
@@ -123,8 +123,8 @@ SIGMA_DATA = 0.5  # about the standard deviation of the data
 class Denoiser(nn.Module):
     """A ReLU network that learns E[x_0 | x_t].
 
-    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, section 5 and table 1). About the
-    best linear guess of x_0 is c_skip x_t, and c_out is the size of its error. The network learns
+    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, section 5 and table 1): c_skip x_t
+    is close to the best linear guess of x_0, and c_out is the size of its error. The network learns
     what that guess misses, in units of c_out. So its task has the same size at every t, and at
     small t, where x_t nearly is x_0, it can do little harm.
     """
@@ -171,8 +171,9 @@ def losses_of(denoiser, n, sigma_q, rng):
 
 
 def train(*, sigma_q, train_steps, batch_size, learning_rate, rng):
-    """Least squares on fresh samples (Pseudocode 6).  rng: a torch Generator; it says the device.
+    """Least squares on fresh samples: Pseudocode 6, with the t and the weights of losses_of.
 
+    rng: a torch Generator; it says the device.
     Returns the trained Denoiser and the loss of each step, a list of floats.
     """
     torch.manual_seed(rng.initial_seed())  # nn.Linear draws its weights from torch's own generator
@@ -201,7 +202,7 @@ def quadrature(sigma_t):
 
     The panels are even in theta^2, which is nearly even in arc length (6.3 in all), and about
     4.5 sigma_t long; each has 16 Gauss-Legendre nodes.
-    Returns c(theta) at the nodes, (m, 2), and the logarithms of their weights, (m,), but for a
+    Returns c(theta) at the nodes, (m, 2), and the logarithms of their weights, (m,), up to a
     constant.
     """
     num_panels = max(2, math.ceil(1.4 / sigma_t))
@@ -242,7 +243,10 @@ NUM_DATA_SETS = 11
 
 
 def excess_error(denoiser, t, sigma_q, rng, n=20_000):
-    """(excess, Bayes error) at time t, from n draws: E|f - E[x_0|x_t]|^2, E|x_0 - E[x_0|x_t]|^2."""
+    """(excess, Bayes error) at time t, from n draws: E|f - E[x_0|x_t]|^2, E|x_0 - E[x_0|x_t]|^2.
+
+    Together they are E|f - x_0|^2, because x_0 - E[x_0|x_t] is uncorrelated with any f(x_t).
+    """
     x_0 = swiss_roll(n, rng)
     x_t = add_noise(x_0, t, sigma_q, rng)
     exact = exact_denoiser(x_t, t, sigma_q=sigma_q)
@@ -334,16 +338,31 @@ def measure_distances(samples, rng):
     return distances, (floor, float(pairs.sqrt().std()))
 
 
-def shares_along_curve(x_0):
-    """Share of the points in each tenth of the roll's angle; of the data each is 1/10.
+def nearest_on_curve(x):
+    """Distance of each point to the curve, and the tenth of its angle where it is nearest.
 
-    A point counts where the nearest point of the curve is.  x_0: (n, 2).  Returns (10,).
+    x: (n, 2), on the CPU.  Returns (n,), and (n,) whole numbers from 0 to 9.
     """
-    num_points = 2000
+    num_points = 4000
     line = curve(torch.linspace(START, END, num_points, dtype=torch.double))
-    nearest = torch.cdist(x_0.cpu().double(), line).argmin(dim=1)  # from 0 to num_points - 1
-    tenth = nearest * 10 // num_points
+    distance = []
+    tenth = []
+    for part in x.double().split(1000):
+        nearest = torch.cdist(part, line).min(dim=1)
+        distance.append(nearest.values)
+        tenth.append(nearest.indices * 10 // num_points)
+    return torch.cat(distance), torch.cat(tenth)
+
+
+def shares_along_curve(x_0):
+    """Share of the points in each tenth of the roll's angle, (10,); of the data each is 1/10."""
+    tenth = nearest_on_curve(x_0)[1]
     return torch.bincount(tenth, minlength=10).double() / len(x_0)
+
+
+def blur(x_0):
+    """Root mean square distance of the points to the curve; of the data it is 0."""
+    return float(nearest_on_curve(x_0)[0].square().mean().sqrt())
 
 
 def share_error(n):
@@ -354,24 +373,24 @@ def share_error(n):
 # ------------------------------------------- Printing -------------------------------------------
 
 
-def report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, args):
+def report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, blurs, args):
     """ratios, bayes_errors: of measure_denoiser;  loss: of final_loss;  bayes: of bayes_loss;
-    distances, floor: of measure_distances;  shares: {run: (10,)};  share_se: of share_error.
+    distances, floor: of measure_distances;  shares, blurs: {run: (10,)}, {run: float}.
     """
     print("t                        " + "".join(f"{t:>9}" for t in ratios))
     print("Bayes error              " + "".join(f"{e:9.3g}" for e in bayes_errors.values()))
     print("learned: excess over it  " + "".join(f"{ratio:9.3%}" for ratio in ratios.values()))
     print(f"loss of the last 500 steps {loss:.4f},", end=" ")
     print(f"of the exact denoiser {bayes[0]:.4f} +- {bayes[1]:.4f} (s.e.)")
-    print(f"{args.num_samples} samples, {args.num_steps} steps:", end="        ")
-    print("sliced W_2 to data     share in a tenth of the roll")
-    print(f"data                            {floor[0]:.4f} +- {floor[1]:.4f} (s.d.)", end="     ")
-    print(f"0.100 +- {share_se:.3f} (s.e.)")
+    print(f"{args.num_samples} samples, {args.num_steps} steps", end="       ")
+    print("sliced W_2 to data       share in a tenth    distance to the curve (rms)")
+    print(f"data                          {floor[0]:.4f} +- {floor[1]:.4f} (s.d.)", end="   ")
+    print(f"0.100 +- {share_se:.3f} (s.e.)   0")
     for (sampler, start, which), (distance, ratio) in distances.items():
-        share = shares[sampler, start, which]
-        print(f"{sampler} from {start:<5}{which:>8} denoiser", end="    ")
-        print(f"{distance:.4f} = {ratio:5.2f} x data", end="     ")
-        print(f"{share.min():.3f} to {share.max():.3f}")
+        run = sampler, start, which
+        print(f"{sampler} from {start:<5}{which:>8} denoiser", end="  ")
+        print(f"{distance:.4f} = {ratio:5.2f} x data", end="    ")
+        print(f"{shares[run].min():.3f} to {shares[run].max():.3f}       {blurs[run]:.4f}")
 
 
 # ------------------------------------------ The figures -----------------------------------------
@@ -509,7 +528,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = partial(parser.add_argument, metavar="X")
     add("--num-steps", type=number(int, 1, 2000), default=1000, help="steps of a sampler, 1/dt")
-    add("--num-samples", type=number(int, 2, 10**6), default=5000, help="samples per sampler")
+    add("--num-samples", type=number(int, 2, 10**6), default=4000, help="samples per sampler")
     add("--sigma-q", type=number(float, 0.1, 100), default=1.0, help="std of the noise at t = 1")
     add("--train-steps", type=number(int, 1, 10**6), default=8500, help="steps of the optimizer")
     add("--batch-size", type=number(int, 1, 10**5), default=1024, help="fresh draws in each")
@@ -593,9 +612,10 @@ def main(argv=None):
     distances, floor = measure_distances(samples, data_rng)
     shares = {run: shares_along_curve(x_0) for run, x_0 in samples.items()}
     share_se = share_error(args.num_samples)
+    blurs = {run: blur(x_0) for run, x_0 in samples.items()}
 
     loss = final_loss(losses)
-    report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, args)
+    report(ratios, bayes_errors, loss, bayes, distances, floor, shares, share_se, blurs, args)
 
     folder = args.figures_dir
     save(draw_data(data), folder / "data.jpg")

@@ -491,7 +491,7 @@ def draw_frames(paths, target):
     """
     fig, ax = plt.subplots(figsize=(4.4, 4.6), layout="constrained")
     ax.plot(*target.T, ".", color="0.85", ms=2)
-    dots = ax.scatter(*paths[0].T, s=3, c=paths[0, :, 1], cmap="viridis")
+    dots = ax.scatter(*paths[0].T, s=3, c=paths[0, :, 1], cmap="viridis", zorder=3)
     ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-3.8, 3.8), ylim=(-3.8, 3.8))
     steps = np.unique(np.linspace(0, len(paths) - 1, 36).round().astype(int))
     for k in [*steps, *[steps[-1]] * 10]:

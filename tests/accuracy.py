@@ -12,9 +12,9 @@ from conftest import load
 from oracles import sliced_ratio
 
 
-def trained(script, **settings):
+def trained(script, seed=0, **settings):
     """The trained network, and how long it took."""
-    networks, rng = [], torch.Generator().manual_seed(0)
+    networks, rng = [], torch.Generator().manual_seed(seed)
     wall = seconds(
         lambda: networks.append(script.train(**settings, learning_rate=0.01, rng=rng)[0])
     )
@@ -72,14 +72,14 @@ def rows_of_intervals():
         u = uniform(n, rng)
         return torch.where(u < 0.75, u / 1.5, 2 * u - 1)
 
-    for name, network, times in (
-        ("3/4 of the draws at t < 1/2, plain", Plain, early),
-        ("uniform t, plain", Plain, uniform),
-        ("uniform t, preconditioned", own_network, uniform),
-        ("the script's own", own_network, own_times),
+    for name, network, times, seed in (
+        ("3/4 of the draws at t < 1/2, plain", Plain, early, 0),
+        ("uniform t, plain", Plain, uniform, 0),
+        *(("uniform t, preconditioned", own_network, uniform, seed) for seed in (0, 1, 2)),
+        *(("the script's own", own_network, own_times, seed) for seed in (0, 1, 2)),
     ):
         flow.Velocity, flow.draw_times = network, times
-        velocity, wall = trained(flow, **size)
+        velocity, wall = trained(flow, seed, **size)
         print(f"{name:<36}{wall:5.1f} s   {judge(flow, velocity, velocity)}", flush=True)
         if times is early:
             for low, high in ((0.8, 1.0), (0.5, 0.8), (0.2, 0.5), (0.0, 0.2)):

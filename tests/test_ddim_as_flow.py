@@ -9,6 +9,7 @@ import math
 import re
 from functools import partial
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,7 +107,7 @@ def own_levels(name, num_steps, sigma_q):
     k = np.arange(num_steps, -1, -1) / num_steps
     if name == "variance exploding":
         return sigma_q * k**0.5
-    if name == "Karras et al.":
+    if name == "sigma = t":
         return sigma_q * k
     if name == "rectified flow":
         return sigma_q * (k / 2) / (1 - k / 2)
@@ -401,7 +402,7 @@ def test_each_schedules_error_is_its_distance_to_the_ode(monkeypatch, num_steps)
     assert list(rows) == [
         "variance exploding",
         "variance preserving",
-        "Karras et al.",
+        "sigma = t",
         "rectified flow",
     ]
     for name, row in rows.items():
@@ -443,7 +444,7 @@ def test_trajectories_lie_on_quantiles_and_on_their_grids():
         )
     assert (paths["level"][0], paths["level"][-1]) == (1, 0.004)
     np.testing.assert_allclose(paths["Algorithm 2"], paths["sqrt(t)"], atol=1e-12)
-    uniform = own_levels("Karras et al.", 9, 2.0)
+    uniform = own_levels("sigma = t", 9, 2.0)
     squared = own_levels("variance exploding", 9, 2.0)
     for name, levels in [("uniform", uniform), ("Algorithm 2", squared)]:
         assert paths[name].shape == (10, 6)
@@ -460,6 +461,14 @@ def test_share_of_heaviest_counts_what_is_nearest():
     assert error == pytest.approx((0.4 * 0.6 / 5) ** 0.5)
 
 
+def end_of_independent(x, after, sigma_q):
+    """Where PAIR's independent coupling ends.  after: the levels sigma_q t / (1 - t) below t = 1.
+
+    At t = 1 it knows nothing of x_0. Its first step puts the noise around the data's mean.
+    """
+    return sampler_end(-0.66 + x * after[0] / sigma_q, after, **PAIR)
+
+
 def test_shares_against_num_steps_are_those_of_the_watershed(monkeypatch):
     """A sampler increases with its start: a share is the base's mass below one start, bisected."""
     monkeypatch.setattr(script, "STEP_COUNTS", [4, 25])
@@ -468,14 +477,10 @@ def test_shares_against_num_steps_are_those_of_the_watershed(monkeypatch):
     for i, num_steps in enumerate([4, 25]):
         levels = own_levels("variance exploding", num_steps, sigma_q)
         k = np.arange(num_steps - 1, -1, -1) / num_steps
-        # At t = 1 the independent coupling knows nothing of x_0. Its first step puts the noise
-        # around the data's mean, y = -.66 + noise, at the level sigma_q t / (1 - t).
         after = sigma_q * k / (1 - k)
         ends = {
             "Algorithm 2": lambda x, levels=levels: sampler_end(x, levels, **PAIR),
-            "independent": lambda x, after=after: sampler_end(
-                -0.66 + x * after[0] / sigma_q, after, **PAIR
-            ),
+            "independent": partial(end_of_independent, after=after, sigma_q=sigma_q),
         }
         for name, end in ends.items():
             exact = NORMAL.cdf(watershed(end, PAIR["points"], -8, 8) / sigma_q)
@@ -489,7 +494,18 @@ def test_shares_against_sigma_q_are_the_closed_forms(monkeypatch):
     monkeypatch.setattr(script, "FACTORS", np.array([0.5, 10.0]))
     shares = script.measure_share_vs_sigma_q(4000, np.random.default_rng(1), sigma_q=2.0, **PAIR)
     diffusion = [script.exact_shares(sigma_q=sigma_q, **PAIR)[0] for sigma_q in (1.0, 20.0)]
-    for name, exact in [("independent", np.array([0.8, 0.8])), ("diffusion", np.array(diffusion))]:
+    independent = []
+    for sigma_q in (1.0, 20.0):  # the grid's own share, without chance: as in the test above
+        after = np.append(sigma_q * np.geomspace(100, 0.001, 199), 0)
+        end = partial(end_of_independent, after=after, sigma_q=sigma_q)
+        start = watershed(end, PAIR["points"], -4 * sigma_q, 4 * sigma_q)
+        independent.append(NORMAL.cdf(start / sigma_q))
+    np.testing.assert_allclose(independent, 0.8017, atol=5e-5)  # the README's
+    quantiles = np.array([[NORMAL.inv_cdf((i + 0.5) / 4000)] for i in range(4000)])
+    no_chance = SimpleNamespace(standard_normal=lambda shape: quantiles)
+    even = script.measure_share_vs_sigma_q(4000, no_chance, sigma_q=2.0, **PAIR)["independent"]
+    np.testing.assert_allclose(even[0], independent, atol=1 / 4000)
+    for name, exact in [("independent", np.array(independent)), ("diffusion", np.array(diffusion))]:
         error = np.sqrt(exact * (1 - exact) / 4000)
         assert np.all(np.abs(shares[name][0] - exact) < 5 * error), name
         np.testing.assert_allclose(shares[name][1], error, rtol=0.1)
@@ -601,6 +617,19 @@ def test_shares_with_the_default_seed_are_within_five_standard_errors(default):
         share, error = default["shares"][name][:, -1]
         assert abs(share - exact) < 5 * error
     assert script.exact_shares(sigma_q=2.0, **PAIR)[0] == pytest.approx(0.72, abs=5e-3)
+
+
+def test_shares_of_data_of_mean_zero_are_those_of_the_readme():
+    moved = {"points": PAIR["points"] + 0.66, "weights": PAIR["weights"]}
+    for sigma_q, share in [(2.0, 0.8196), (5.0, 0.8035)]:
+        assert script.exact_shares(sigma_q=sigma_q, **moved)[0] == pytest.approx(share, abs=5e-5)
+
+
+def test_six_independent_shares_lie_above_by_what_the_readme_says(default):
+    shares, errors = default["by_sigma_q"]["independent"]
+    assert shares.min() > 0.8
+    assert shares.mean() - 0.8 == pytest.approx(0.0038, abs=5e-5)
+    assert np.sqrt((errors**2).sum()) / 6 == pytest.approx(0.0016, abs=5e-5)
 
 
 def test_identities_hold_as_the_readme_says(default):

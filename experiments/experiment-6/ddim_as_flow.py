@@ -20,12 +20,15 @@ Where schedules differ
     the grid   steps of equal time are at other noise levels in each schedule: other errors;
     the base   at t = 1 the diffusion coupling is at p_1, data plus noise, but Algorithm 2 starts
                from N(0, sigma_q^2). The independent coupling, x_0 and x_1 drawn separately, has
-               that base by construction. With a large sigma_q the two meet.
+               that base by construction: at t = 1 its alpha is 0, so its level is infinite, and
+               there the base is exact. Algorithm 2 puts the same base at the level sigma_q. With a
+               large sigma_q the two meet.
 
 What is exact
     In one dimension trajectories of an ODE cannot cross, so the ODE keeps each sample's rank: the
     u-quantile of the noised data goes to the u-quantile of the data. This is the ODE's solution in
-    closed form (`quantile`), and with it the share that each data point receives.
+    closed form (`quantile`), and with it the share that each data point receives (`exact_shares`;
+    the heaviest point's is printed).
 
 What to look for in figures/
     same-trajectories.jpg   two curves on two clocks, one curve at equal noise
@@ -65,13 +68,13 @@ def variance_exploding_clock(sigma, sigma_q):
     return (sigma / sigma_q) ** 2
 
 
-RATE_0, RATE_1 = 0.1, 20.0  # of eq. (74): 1000 beta(t) of Ho et al. (2020), from t = 0 to t = 1
+RATE_0, RATE_1 = 0.1, 20.0  # at t = 0 and t = 1: 1000 times eq. (74)'s beta in Ho et al. (2020)
 
 
 def variance_preserving(t):
-    """(alpha, beta) of eq. (74) with a linear beta(t), in the limit of small steps.  0 <= t <= 1.
+    """(alpha, beta) of eq. (74) with a linear rate, in the limit of small steps.  0 <= t <= 1.
 
-    Each step of eq. (74) multiplies x by sqrt(1 - beta(t)). So alpha = exp(-I / 2), where I is the
+    Each step of eq. (74) multiplies x by sqrt(1 - rate dt). So alpha = exp(-I / 2), where I is the
     integral of the rate from 0 to t, and beta^2 = 1 - alpha^2: data of variance 1 keep it.
     """
     integral = RATE_0 * t + (RATE_1 - RATE_0) * t**2 / 2
@@ -113,7 +116,7 @@ def schedules(sigma_q):
     return {
         "variance exploding": (exploding, exploding_clock),
         "variance preserving": (variance_preserving, variance_preserving_clock),
-        "Karras et al.": (karras, karras_clock),
+        "sigma = t": (karras, karras_clock),
         "rectified flow": (rectified, rectified_clock),
     }
 
@@ -153,9 +156,8 @@ def diffusion_coupling(t, sigma_q):
     return karras(sigma_q * t)
 
 
-def independent_coupling(t, sigma_q):
-    """(alpha, beta) of the same line when x_1 ~ N(0, sigma_q^2) is drawn without looking at x_0."""
-    return rectified_flow(t, sigma_q)
+# The same line when x_1 ~ N(0, sigma_q^2) is drawn without looking at x_0: it is rectified flow.
+independent_coupling = rectified_flow
 
 
 def velocity(x_t, t, *, coupling, points, weights, sigma_q):
@@ -206,10 +208,9 @@ def sample(denoiser, x, alphas, betas):
     alphas, betas: (num_steps + 1,), from noise to data; of the betas only the last is 0.
     Yields num_steps arrays like x, the last of them x_0.
     """
-    for t in range(len(betas) - 1):
-        r = t + 1
-        mean_x_0 = denoiser(x, alphas[t], betas[t])
-        x = alphas[r] * mean_x_0 + betas[r] / betas[t] * (x - alphas[t] * mean_x_0)
+    for i in range(len(betas) - 1):
+        mean_x_0 = denoiser(x, alphas[i], betas[i])
+        x = alphas[i + 1] * mean_x_0 + betas[i + 1] / betas[i] * (x - alphas[i] * mean_x_0)
         yield x
 
 
@@ -281,7 +282,7 @@ def exact_shares(*, points, weights, sigma_q):
 # Claim 4 and the schedules are measured without chance: from NUM_STARTS quantiles of p_1.
 NUM_STARTS = 200
 STEP_COUNTS = [5, 10, 20, 50, 100, 200]  # num_steps whose shares are sampled
-FACTORS = np.array([0.5, 1, 2.5, 5, 10, 25])  # shares are sampled at these times sigma_q
+FACTORS = np.array([0.5, 1, 2.5, 5, 10, 25])  # shares are sampled at these multiples of sigma_q
 
 
 def times(num_steps):
@@ -454,7 +455,7 @@ def measure_exact_share(*, sigma_q, **data):
     }
 
 
-# Two slips in the text (v2), on a point mass at x_0 = 0, so that E[x_0 | x_t] = 0. By eq. (59) a
+# Two of the text's slips (v2), on a point mass at x_0 = 0, so that E[x_0 | x_t] = 0. By eq. (59) a
 # flow moves as dx/dt = -v. The trajectory of eq. (72), x_t = sqrt(t) x_1, needs v = -x_t / (2t);
 # that of eq. (66), x_t = t x_1, needs v = -x_t / t.
 SLIPS = {
@@ -532,7 +533,7 @@ def draw_trajectories(paths, *, sigma_q, points):
     top.plot(t, paths["uniform"], "x", color="C1", ms=5)
     top.plot([], [], "C0o-", ms=4, mfc="w", lw=1, label="DDIM at $t$")
     top.plot([], [], "C1x-", ms=5, lw=1, label="linear flow at $t$, diffusion coupling")
-    top.set(xlabel="$t$", title="Own clocks: DDIM lingers far out, the flow does not")
+    top.set(xlabel="$t$", title="Own clocks: DDIM lingers at high noise,\nthe flow does not")
 
     rings = {"color": "C0", "ms": 8, "mfc": "none"}
     bottom.plot(sigma_q * level, exact, "0.6", lw=1)

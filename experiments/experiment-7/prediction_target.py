@@ -14,11 +14,12 @@ The claim
 Why are they not equally good?
     In E[x_0 | x_t] an error of the output is multiplied by a factor that depends on t: t/dt, 1,
     sigma_t, sigma_t / sqrt(1 + sigma_t^2), c_out. A good target has a small factor where little
-    error is allowed, and leaves the network a simple function to learn.
-    The target x_{t-dt} has one more fault. Between x_0 and x_t lies noise that x_t does not tell:
-    in units of x_0 it adds sigma_q^2 t (t - dt) / dt to the variance of the target (Claim 2).
-    Which fault costs more? Two more targets have one of them each: x_{t-dt} with that noise
-    averaged out, and x_0 with that noise added.
+    error is allowed. (The plain loss weights an error of E[x_0 | x_t] by 1 / factor^2: the factor
+    and that weighting come together.)
+    The target x_{t-dt} has one more fault: it contains noise that cannot be predicted from x_t. In
+    units of x_0 this adds sigma_q^2 t (t - dt) / dt to the variance of the target (Claim 2).
+    Which fault costs more? Two control targets separate the faults: x_{t-dt} without the noise, x_0
+    with it added.
 
 What to look for in figures/
     target-variance.jpg   Claim 2 as a number: the variance of the targets, exact and measured
@@ -30,7 +31,7 @@ Run
 
 Try this
     python prediction_target.py --train-steps 200     little is learned; which target is ahead?
-    python prediction_target.py --train-steps 6000    all learn more, and the order stays
+    python prediction_target.py --train-steps 6000    all learn more; does the order stay?
     python prediction_target.py --sigma-q 4           noise far larger than the data
     python prediction_target.py --num-steps 1000      sampling with the dt of x_{t-dt}
 """
@@ -406,18 +407,20 @@ def factor(target, t, sigma_q):
 def measure_target_variance(sigma_q, rng, n=20_000):
     """E Var[target | x_t] per dimension, in units of x_0, from n draws at each of TIMES.
 
-    That is the mean square of what the target, turned into x_0, misses E[x_0 | x_t] by.
-    Returns {target: (means, standard errors), (len(TIMES),) each} for TARGETS.
+    That is the mean square of what the target, turned into x_0, misses E[x_0 | x_t] by. Noise, v
+    and preconditioned, turned into x_0, are x_0 itself: they would give its number again.
+    Returns {target: (means, standard errors), (len(TIMES),) each} for x_{t-dt} and x_0.
     """
-    squares = {target: [] for target in TARGETS}
+    squares = {"x_{t-dt}": [], "x_0": []}
     for t in TIMES:
         sigma_t = sigma_q * t**0.5
         x_0, x_previous, x_t = draw_chain(n, t, sigma_q, rng)
         exact = exact_denoiser(x_t, t, sigma_q=sigma_q)
-        for target, (regress_on, x_0_from) in TARGETS.items():
+        for target, rows in squares.items():
+            regress_on, x_0_from = TARGETS[target]
             value = regress_on(x_0, x_previous, x_t, t, sigma_t)
             miss = x_0_from(value, x_t, t, sigma_t) - exact
-            squares[target].append(miss.square().mean(dim=1).numpy())
+            rows.append(miss.square().mean(dim=1).numpy())
     return {target: mean_and_error(np.stack(rows, axis=1)) for target, rows in squares.items()}
 
 
@@ -441,7 +444,8 @@ def measure_errors(predictors, bayes, sigma_q, rng, n=10_000):
 def output_errors(errors, bayes, sigma_q):
     """Root mean square error per dimension of what the networks put out, in the target's units.
 
-    As excess x Bayes error = factor^2 x that squared, it is measure_errors read backwards.
+    Over both dimensions, excess x Bayes error = 2 factor^2 x that squared; so it is computed from
+    measure_errors, not measured again.
     errors, bayes: as there.  Returns {target: (len(TIMES),)}, over all seeds.
     """
     outputs = {}
@@ -597,6 +601,7 @@ def report(exact, measured, errors, outputs, equality, distances, floor, offsets
         f"  floor: {floor[0]:.4f}       1    +- {floor[1] / floor[0]:.2g} (s.d. of two data sets)"
     )
     print(f"  exact denoiser      {distances['exact', 0][1]:.3g}")
+    print(f"  (what left [-{FAR:g}, {FAR:g}]^2 was put on its edge)")
     spread = over_seeds(offsets)
     for target, (mean, error) in over_seeds(distances).items():
         (offset, share), (offset_error, _) = spread[target]
@@ -621,10 +626,9 @@ def draw_variance(times, exact, measured):
     fig, ax = plt.subplots(figsize=(6, 5.4), layout="constrained")
     ax.loglog(times, exact["x_{t-dt}"], "C3", label=r"$x_{t-\Delta t}$, exact")
     ax.loglog(times, exact["x_0"], "C0", label="the other four, exact")
-    sizes = {"x_{t-dt}": 7, "x_0": 15, "noise": 11, "v": 7, "preconditioned": 5}
-    for target, (label, color, mark) in STYLES.items():
-        fill = {"mfc": "none", "mec": color, "ls": "none", "ms": sizes[target]}
-        ax.plot(TIMES, measured[target][0], mark, **fill, label=f"{label}, measured")
+    for target, (mean, _) in measured.items():
+        label, color, mark = STYLES[target]
+        ax.plot(TIMES, mean, mark, mfc="none", color=color, ms=8, label=f"{label}, measured")
     ratio = exact["x_{t-dt}"][-1] / exact["x_0"][-1]
     ax.set(xlabel="$t$", ylabel="variance of the target given $x_t$, in units of $x_0$")
     ax.set_title(f"Predicting $x_{{t-\\Delta t}}$: up to {ratio:.0f} times the variance")

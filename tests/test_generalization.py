@@ -445,7 +445,7 @@ def test_from_ten_points_it_has_memorised_where_it_was_trained_and_not_between(f
     assert max(value for value, _ in found[10]["training"]["D_N"]) < 0.06
 
 
-def test_its_training_loss_is_below_the_bayes_error_and_near_its_floor(found):
+def test_its_training_loss_is_below_the_bayes_loss_and_near_its_floor(found):
     bayes = script.measure_bayes_loss(1.0, torch.Generator().manual_seed(4))
     loss, floor, above = [found[10]["losses"][key] for key in ("loss", "floor", "above")]
     assert loss[0] + 5 * math.hypot(loss[1], bayes[1]) < bayes[0]

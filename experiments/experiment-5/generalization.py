@@ -15,26 +15,29 @@ Memorised or generalised, in numbers
     x_t, in units of the distance between the two:
         |f - D_N|^2 / |D_N - D|^2        0 if it has memorised, 1 if it is D
         |f - D|^2 / |D_N - D|^2          1 if it has memorised, 0 if it is D
-    Its training loss has two marks. The floor is the loss of D_N. The Bayes error is the loss of D
-    on fresh data, the least that is possible on points never seen. A training loss below it means
-    that the network knows its points, and not only the roll.
+    Its training loss has two marks. The floor is the loss of D_N. The Bayes loss is the loss of D
+    on fresh data, the least that is possible on points never seen. A training loss far below it, as
+    for N <= 40, means that the network knows its points, and not only the roll. A little below it
+    can be the chance of the points.
     Samples have one: the share of copies, which lie on a training point, beside that share for
-    fresh data, which come near one by chance.
+    fresh data, which come near one by chance. It tells something for N <= 40. For more points, "on"
+    is finer than what the network's samples miss the roll by, on average.
 
 What to look for in figures/
-    trajectories.jpg      from 10 points the network's paths are the minimiser's, and end where they
-                          do; from 40 points some end between training points
-    which-denoiser.jpg    the curves cross: at large t the network is near the minimiser, at small t
-                          near the denoiser of the roll
-    error-vs-n.jpg        the network is better than the minimiser until N is so large that its own
-                          error is what is left; copies: from nearly all to fewer than by chance
+    trajectories.jpg      from 10 points the network's paths are nearly the minimiser's; from 40
+                          points some end between training points
+    which-denoiser.jpg    with few points the network is near the minimiser at large t, and leaves
+                          it at small t, towards the denoiser of the roll
+    error-vs-n.jpg        in the mean over t the network is better than the minimiser until N is so
+                          large that its own error is what is left; copies: nearly all of the
+                          samples for N = 10, two thirds for N = 40
 
 Run
     python generalization.py
 
 Try this
     python generalization.py --train-steps 200     stopped early: fewer copies, at N = 10 less error
-    python generalization.py --train-steps 6000    trained longer: more copies, nearer to D_N
+    python generalization.py --train-steps 6000    trained longer: more copies, at N = 10 more error
     python generalization.py --num-steps 100       coarse steps: even the minimiser copies less
 """
 
@@ -268,7 +271,7 @@ def mean(values):
 
 
 def ratio(above, below):
-    """mean(above) / mean(below), (n,) each, and by how much each of the n draws moves it, (n,).
+    """mean(above) / mean(below), (n,) each, and each draw's share in the error of the ratio, (n,).
 
     To first order the ratio r errs as the mean of (above - r below) / mean(below) does, so the
     standard error of that mean is the ratio's.
@@ -327,6 +330,7 @@ def measure_denoiser(denoiser, points, x_0, sigma_q, rng):
 def in_units(rows):
     """Both distances of the network in units of |D_N - D|^2, at each t.  rows: of measure_denoiser.
 
+    The unit is the mean of |D_N - D|^2 over the rows' own x_t: another one on training points.
     Returns {"D_N", "D": [(ratio, s.e.) for each of TIMES]}.
     """
     units = {"D_N": [], "D": []}
@@ -338,7 +342,7 @@ def in_units(rows):
 
 
 def mean_excess(rows, name):
-    """Excess error over the Bayes error, its mean over TIMES, and the standard error.
+    """Excess error in units of the Bayes error, E|x_0 - D|^2 at each t: mean over TIMES, and s.e.
 
     rows: of measure_denoiser on fresh data;  name: "D" for the network, "apart" for D_N.
     """
@@ -426,7 +430,7 @@ def report(results, bayes, args):
     for n, result in results.items():
         pairs = [result["losses"][name] for name in ("loss", "floor", "above")]
         print(f"{n:4}{side_by_side(pairs, 4)}")
-    print(f"Bayes error, the least loss on fresh data:{side_by_side([bayes], 4)}")
+    print(f"Bayes loss, the least loss on fresh data:{side_by_side([bayes], 4)}")
 
     print("          excess error, % of the Bayes error                     share of copies, %")
     print("   N            network          minimiser", end="")
@@ -447,7 +451,8 @@ def report(results, bayes, args):
 
     print("squared distance of the network to the minimiser, D_N, and to the roll's denoiser, D;")
     print(
-        "x_t: training points or fresh data, with noise; unit |D_N - D|^2; 0.401(3): 0.401 +- 0.003"
+        "x_t: training points or fresh data, with noise; unit |D_N - D|^2 there; "
+        "0.401(3): 0.401 +- 0.003"
     )
     print("   N                t =" + "".join(f"{t:>11g}" for t in TIMES))
     rows = [("D_N", "training"), ("D_N", "fresh"), ("D", "fresh")]
@@ -516,7 +521,7 @@ def draw_which(results):
         for where, name, style, label in [
             ("fresh", "D", "C0o-", "to $D$, the roll's denoiser"),
             ("fresh", "D_N", "C1s-", "to $D_N$, the memorising minimiser"),
-            ("training", "D_N", "C1s:", "to $D_N$ at training points + noise"),
+            ("training", "D_N", "C1s:", "to $D_N$, at training points + noise, in the unit there"),
         ]:
             values, errors = np.array(results[n][where][name]).T
             face = {"fresh": None, "training": "w"}[where]
@@ -527,7 +532,7 @@ def draw_which(results):
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel("$t$")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=11)
-    fig.suptitle("At small t the network fails to be the\nminimiser, and is nearer to the truth")
+    fig.suptitle("At small t the network fails to be the minimiser")
     return fig
 
 
@@ -546,12 +551,17 @@ def draw_error(results):
         bottom.errorbar(NUM_POINTS, values, errors, fmt=styles[name], ms=6, label=names[name])
     label = r"minimiser as $\Delta t \to 0$"
     bottom.axhline(1, color="C1", ls="--", lw=1.2, label=label)
-    top.set(xscale="log", yscale="log", ylabel="excess error / Bayes error")
+    top.set(
+        xscale="log", yscale="log", ylabel="excess error / Bayes error,\nmean over the seven $t$"
+    )
     top.set_title(
-        "The network beats the minimiser,\nuntil N is so large that its own error is left"
+        "In the mean over t the network beats the minimiser,\n"
+        "until N is so large that its own error is left"
     )
     bottom.set(xlabel="$N$, number of training points", ylabel="share of copies")
-    bottom.set_title("Few points are copied, many are not")
+    bottom.set_title(
+        "With few points most samples are copies;\nfrom N = 160 on the share no longer tells"
+    )
     bottom.set_xticks(NUM_POINTS, [str(n) for n in NUM_POINTS])
     bottom.minorticks_off()
     bottom.set_xlim(NUM_POINTS[0] / 1.3, NUM_POINTS[-1] * 1.3)

@@ -722,7 +722,6 @@ def test_points_and_weights_that_do_not_fit_are_refused(arguments, tmp_path, cap
     assert "argument --" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 def test_main_runs_with_three_points(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "STEP_COUNTS", [5, 10])
     monkeypatch.setattr(script, "NUM_STARTS", 20)

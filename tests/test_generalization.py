@@ -13,7 +13,6 @@ from conftest import load
 
 script = load("experiment-5/generalization.py")
 
-pytestmark = pytest.mark.filterwarnings("error")
 
 DEFAULTS = {"sigma_q": 1.0, "train_steps": 1500, "batch_size": 512, "learning_rate": 0.01}
 

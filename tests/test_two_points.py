@@ -207,7 +207,7 @@ def test_draw_p_1_takes_points_by_their_weights_and_bits_from_its_rng(two_points
 
 @pytest.mark.parametrize("shift", [0.0, 0.4, -1.0])
 @pytest.mark.parametrize("first", [0.5, 0.8, 0.02])
-@pytest.mark.parametrize("sigma_q", [0.034, 0.1, 0.5, 2.0, 30.0])
+@pytest.mark.parametrize("sigma_q", [0.034, 0.5, 30.0])
 def test_exact_share_is_what_the_traced_watershed_parts(two_points, sigma_q, first, shift):
     points, weights = PAIR / np.linalg.norm(PAIR[1]) + shift * sigma_q, np.array([first, 1 - first])
     coarse, fine = (

@@ -318,10 +318,12 @@ def irreducible_loss(rng, num_times=50, n=100):
 
 def run_flow(velocity, x_1, num_steps, label):
     """x_0, (n, 2), and the first paths, (num_steps + 1, NUM_DRAWN, 2), both on the CPU."""
-    paths = [x_1[:NUM_DRAWN].cpu()]
-    for x_t in tqdm(flow(velocity, x_1, num_steps), label, num_steps, disable=None):
-        paths.append(x_t[:NUM_DRAWN].cpu().clone())  # a copy, so that the rest of x_t is freed
-    return x_t.cpu(), torch.stack(paths)
+    # One array for all, not a list of small ones between the large ones: that scatters memory.
+    paths = torch.empty(num_steps + 1, min(len(x_1), NUM_DRAWN), 2)
+    paths[0] = x_1[:NUM_DRAWN]
+    for k, x_t in enumerate(tqdm(flow(velocity, x_1, num_steps), label, num_steps, disable=None)):
+        paths[k + 1] = x_t[:NUM_DRAWN]
+    return x_t.cpu(), paths
 
 
 def nearest_on_curve(x):

@@ -1,41 +1,31 @@
 """Experiment 0: DDPM and DDIM on one-dimensional Gaussian data, where nothing has to be learned.
 
 The claim
-    Let x_0 ~ N(mu_0, sigma_0^2) and x_t = x_0 + N(0, sigma_q^2 t). Then the reverse mean
-    E[x_{t-dt} | x_t] is known exactly, and Algorithms 1 (DDPM) and 2 (DDIM) of the tutorial can be
-    run with no error but their own. Both turn samples of the base, N(0, sigma_q^2), into samples of
-    the data's distribution p_0, almost.
+    Let x_0 ~ N(mu_0, sigma_0^2), and let p_t be the distribution of x_t = x_0 + N(0, sigma_q^2 t).
+    The reverse mean E[x_{t-dt} | x_t] is a straight line in x_t, so each step of DDPM and of DDIM
+    maps a Gaussian to a Gaussian. Both return Gaussians that are known before a sample is drawn.
 
-How far is almost?
-    Every step maps a Gaussian to a Gaussian. So what a sampler returns is exactly Gaussian, and its
-    mean and standard deviation follow a short recursion: `ddpm_law` and `ddim_law`. We call that
-    the law of the sampler: the distribution of its samples, known before any is drawn. How far it
-    is from p_0 is measured by W_2: how far the mass must be moved, root mean square. Two things
-    keep the law from p_0; one wants a larger sigma_q, the other a smaller one:
-      the base    the noised data at t = 1 are p_1 = N(mu_0, sigma_0^2 + sigma_q^2), and sampling
-                  starts from N(0, sigma_q^2). A larger sigma_q makes them more alike. Smaller steps
-                  do not: an error is left as dt -> 0, the floor (`ddpm_floor`, `ddim_floor`);
-      the steps   given x_t, x_{t-dt} has a variance a little smaller than DDPM's sigma_q^2 dt, and
-                  DDIM follows a curve by straight pieces. Smaller steps mend this, a larger sigma_q
-                  makes it worse.
-    And if DDPM's noise is left out, it ends far too narrow, in any number of steps.
+The truth beside it
+    The mean and the std of what a sampler returns obey one recursion: `law`. The error is how far
+    the law is from p_0, the data's: W_2, how far the mass must be moved, root mean square.
+    It has two causes: sampling starts from the base, N(0, sigma_q^2), and not from p_1; and it
+    takes finite steps. Started from p_1 itself, all of the error is that of the steps.
 
 What to look for in figures/
-    experiment-0-samples-ddm-ddim-toy-example.jpg   the histograms sit on the law, not quite on p_0
-    experiment-0-error-vs-steps.jpg                 lines that fall, and lines that meet their floor
-    experiment-0-error-vs-sigma-q.jpg               a best sigma_q between too small and too large
-
-Run
-    python gaussian.py
+    experiment-0-samples-ddm-ddim-toy-example.jpg   histograms on the law, which is not quite p_0
+    experiment-0-error-vs-steps.jpg                 from p_1 the errors fall; from the base they
+                                                    stop, DDIM's ten times as high as DDPM's
+    experiment-0-error-vs-sigma-q.jpg               sigma_q too small: the base is unlike p_1;
+                                                    too large: the steps are too coarse
 
 Try this
-    python gaussian.py --num-steps 1                   one step: DDPM far too wide, DDIM too narrow
-    python gaussian.py --sigma-q 1                     the base is too narrow
-    python gaussian.py --sigma-q 50 --num-steps 100    the base is right, the steps are too coarse
+    python gaussian.py --num-steps 1    DDPM is far too wide, DDIM far too narrow
+    python gaussian.py --sigma-q 1      the base is unlike p_1, and DDIM forgets less of it
+    python gaussian.py --sigma-0 0.1    narrow data: DDPM's last noise is wider than the data
+    python gaussian.py --mu-0 0         the base has the right mean: only the std is wrong
 """
 
 import argparse
-import io
 from functools import partial
 from pathlib import Path
 
@@ -44,32 +34,36 @@ import numpy as np
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 ~ N(mu_0, sigma_0^2). Adding noise keeps it Gaussian: every p_t is a mean and a variance.
+# x_0 ~ N(mu_0, sigma_0^2), and noise keeps it Gaussian. So a distribution is its (mean, std).
 
 
 def p_t(t, *, mu_0, sigma_0, sigma_q):
-    """(mean, std) of x_t = x_0 + N(0, sigma_q^2 t).  p_0 is the data, p_1 where to start from."""
+    """The distribution of x_t = x_0 + N(0, sigma_q^2 t).  p_0 is that of the data."""
     return mu_0, (sigma_0**2 + sigma_q**2 * t) ** 0.5
 
 
+def starts(**data):
+    """Where sampling starts, and where it ought to.  data: mu_0, sigma_0, sigma_q."""
+    return {"base": (0.0, data["sigma_q"]), "p_1": p_t(1, **data)}
+
+
 # --------------------------------------- The reverse mean ---------------------------------------
-# (x_{t-dt}, x_t) is jointly Gaussian, with variances sigma_0^2 + sigma_q^2 (t - dt) and
-# sigma_0^2 + sigma_q^2 t, and a covariance equal to the first. The rest is linear regression:
-# E[x_{t-dt} | x_t] = mu_0 + slope (x_t - mu_0), slope = covariance / variance of x_t.
+# (x_{t-dt}, x_t) is Gaussian, and x_t is x_{t-dt} plus independent noise: their covariance is the
+# variance of x_{t-dt}. The rest is linear regression.
 
 
 def slope(t, dt, *, sigma_0, sigma_q):
-    """d E[x_{t-dt} | x_t] / d x_t: the covariance over the variance of x_t."""
+    """Slope of E[x_{t-dt} | x_t] in x_t: the variance of x_{t-dt} over that of x_t."""
     return (sigma_0**2 + sigma_q**2 * (t - dt)) / (sigma_0**2 + sigma_q**2 * t)
 
 
 def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
-    """E[x_{t-dt} | x_t] for x_0 ~ N(mu_0, sigma_0^2); exact for every dt.
+    """E[x_{t-dt} | x_t] for x_0 ~ N(mu_0, sigma_0^2), exact for any dt.
 
-    x_t: any shape, values at time t;  0 < dt <= t <= 1.  Returns the shape of x_t.
+    It is x_t + sigma_q^2 dt times the score of p_t, (mu_0 - x_t) / (sigma_0^2 + sigma_q^2 t).
+    x_t: any shape, at time t;  0 < dt <= t <= 1.  Returns the shape of x_t.
     """
-    a = slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q)
-    return a * x_t + (1 - a) * mu_0
+    return mu_0 + slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q) * (x_t - mu_0)
 
 
 # ----------------------------------------- The samplers -----------------------------------------
@@ -79,9 +73,7 @@ def reverse_mean(x_t, t, dt, *, mu_0, sigma_0, sigma_q):
 def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
     """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
 
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base;  rng: a NumPy Generator.
-    num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
-    Yields num_steps arrays like x_1, the last of them x_0.
+    x_1: draws of the base;  num_steps = 1 / dt.  Yields x_{t-dt} after every step, the last is x_0.
     """
     x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
@@ -94,9 +86,7 @@ def ddim(reverse_mean, x_1, num_steps):
     """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
 
     lam = sigma_t / (sigma_{t-dt} + sigma_t); as sigma_t = sigma_q sqrt(t), sigma_q cancels in it.
-    reverse_mean(x_t, t, dt) -> like x_t;  x_1: draws of the base.
-    num_steps = 1 / dt >= 1 (0: ZeroDivisionError).
-    Yields num_steps arrays like x_1, the last of them x_0.
+    x_1: draws of the base;  num_steps = 1 / dt.  Yields x_{t-dt} after every step, the last is x_0.
     """
     x_t, dt = x_1, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
@@ -105,297 +95,168 @@ def ddim(reverse_mean, x_1, num_steps):
         yield x_t
 
 
-# ------------------------------------------- The truth ------------------------------------------
-# What the samplers must produce, computed without drawing a sample.
+# ------------------------------------------ The truth -------------------------------------------
 
 
-def ddpm_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q, noise=1.0):
-    """Exact (mean, std) of what `ddpm` returns when x_1 ~ N(mean_1, std_1^2).
+def law(sampler, num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
+    """Exact (mean, std) of what "DDPM" or "DDIM" returns when x_1 ~ N(mean_1, std_1^2).
 
-    A step sends the mean through the reverse mean. It multiplies the variance by slope^2, and adds
-    the variance of the noise, sigma_q^2 dt.
-    noise: factor on the noise; 0 leaves it out.  All arguments but num_steps may be arrays.
+    A step multiplies x_t - mu_0 by 1 - lam + lam slope. DDPM has lam = 1, and adds its noise.
+    All arguments but the first two may be arrays.
     """
-    dt = 1 / num_steps
-    mean = mean_1
-    variance = std_1**2
-    for k in range(num_steps, 0, -1):
-        t = k / num_steps
-        a = slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q)
-        mean = a * mean + (1 - a) * mu_0
-        variance = a**2 * variance + noise**2 * sigma_q**2 * dt
+    mean, variance, dt = mean_1, std_1**2, 1 / num_steps
+    for k in range(num_steps, 0, -1):  # t = k dt
+        if sampler == "DDPM":
+            lam, noise = 1, sigma_q**2 * dt
+        else:
+            lam, noise = k**0.5 / ((k - 1) ** 0.5 + k**0.5), 0
+        factor = 1 - lam + lam * slope(k / num_steps, dt, sigma_0=sigma_0, sigma_q=sigma_q)
+        mean = mu_0 + factor * (mean - mu_0)
+        variance = factor**2 * variance + noise
     return mean, variance**0.5
 
 
-def ddim_law(num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
-    """Exact (mean, std) of what `ddim` returns when x_1 ~ N(mean_1, std_1^2).
-
-    A step is x_t -> (1 - lam + lam slope) x_t + constant: the std is multiplied by that factor.
-    All arguments but num_steps may be arrays.
-    """
-    dt = 1 / num_steps
-    mean = mean_1
-    std = std_1
-    for k in range(num_steps, 0, -1):
-        t = k / num_steps
-        lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
-        a = slope(t, dt, sigma_0=sigma_0, sigma_q=sigma_q)
-        mean = mean + lam * (a * mean + (1 - a) * mu_0 - mean)
-        std = (1 - lam + lam * a) * std
-    return mean, std
+def wasserstein(a, b):
+    """W_2 of two Gaussians: how far the mass of a must be moved, root mean square, to make b."""
+    return np.hypot(a[0] - b[0], a[1] - b[1])
 
 
-def ddpm_floor(*, mu_0, sigma_0, sigma_q):
-    """(|error of the mean|, |error of the std|) of DDPM from the base as dt -> 0.
-
-    Over a whole run the slopes multiply to r = sigma_0^2 / (sigma_0^2 + sigma_q^2), for any dt. The
-    base's mean is wrong by mu_0, so the mean ends wrong by mu_0 r. The base's variance lacks
-    sigma_0^2, so the variance ends short by sigma_0^2 r^2: the std is sigma_0 sqrt(1 - r^2).
-    """
-    r = sigma_0**2 / (sigma_0**2 + sigma_q**2)
-    std_error = sigma_0 * r**2 / (1 + (1 - r**2) ** 0.5)  # sigma_0 (1 - sqrt(1 - r^2))
-    return abs(mu_0) * r, std_error
+# ------------------------------------------ Measuring -------------------------------------------
+SAMPLERS = ("DDPM", "DDIM")
+STEP_COUNTS = np.unique(np.geomspace(1, 10_000, 25).round().astype(int))
+SIGMA_QS = np.geomspace(0.1, 100, 121)
 
 
-def ddim_floor(*, mu_0, sigma_0, sigma_q):
-    """(|error of the mean|, |error of the std|) of DDIM from the base as dt -> 0.
-
-    The limit is the probability-flow ODE (section 3.5). It carries p_1 to p_0, so it multiplies
-    x_1 - mu_0 by sigma_0 / std_1, std_1 = sqrt(sigma_0^2 + sigma_q^2). From the base, the mean ends
-    wrong by mu_0 sigma_0 / std_1, and the std ends at sigma_q sigma_0 / std_1.
-    """
-    std_1 = np.hypot(sigma_0, sigma_q)
-    std_error = sigma_0 * sigma_0**2 / (std_1 * (std_1 + sigma_q))  # sigma_0 (1 - sigma_q / std_1)
-    return abs(mu_0) * sigma_0 / std_1, std_error
-
-
-def wasserstein(mean_a, std_a, mean_b, std_b):
-    """2-Wasserstein distance W_2 of N(mean_a, std_a^2) and N(mean_b, std_b^2).
-
-    How far one distribution's mass has to be moved, root mean square, to make the other.
-    """
-    return np.hypot(mean_a - mean_b, std_a - std_b)
+def sample(x_1, num_steps, rng, **data):
+    """Runs both samplers from x_1, (n,).  Returns {sampler: x_0, (n,)}."""
+    mean = partial(reverse_mean, **data)
+    runs = {
+        "DDPM": ddpm(mean, x_1, num_steps, data["sigma_q"], rng),
+        "DDIM": ddim(mean, x_1, num_steps),
+    }
+    samples = {}
+    for name, steps in runs.items():
+        for x_t in tqdm(steps, name, num_steps, disable=None):
+            pass
+        samples[name] = x_t
+    return samples
 
 
-# ------------------------------------------- Measuring ------------------------------------------
+def standard_errors(std, n):
+    """Of the mean and of the std of n draws of a Gaussian."""
+    return std / n**0.5, std / (2 * n) ** 0.5
 
 
-def last(steps, num_steps, label):
-    """The last array that a sampler yields, x_0.  label: of the progress bar."""
-    for x_t in tqdm(steps, desc=label, total=num_steps, disable=None):
-        pass
-    return x_t
+def error(sampler, num_steps, start, **data):
+    """W_2 of the sampler's law and p_0.  start: the distribution of x_1."""
+    return wasserstein(law(sampler, num_steps, *start, **data), p_t(0, **data))
 
 
-def sample(x_1, num_steps, rng, *, mu_0, sigma_0, sigma_q):
-    """Runs both samplers from the same starts x_1, (n,).  Returns {sampler: x_0, (n,)}."""
-    step_mean = partial(reverse_mean, mu_0=mu_0, sigma_0=sigma_0, sigma_q=sigma_q)
+def error_vs_steps(**data):
+    """{(sampler, start): the error for each of STEP_COUNTS}, start "base" or "p_1"."""
     return {
-        "DDPM": last(ddpm(step_mean, x_1, num_steps, sigma_q, rng), num_steps, "DDPM"),
-        "DDIM": last(ddim(step_mean, x_1, num_steps), num_steps, "DDIM"),
+        (sampler, name): [error(sampler, int(n), start, **data) for n in STEP_COUNTS]
+        for name, start in starts(**data).items()
+        for sampler in SAMPLERS
     }
 
 
-def measure_samples(samples, num_steps, **data):
-    """What each sampler returned from the base, beside its law, and the law beside p_0.
-
-    samples: {sampler: x_0, (n,)};  data: mu_0, sigma_0, sigma_q.  Returns {sampler: row}, a row
-    being {"mean", "std": as sampled, with "mean_se", "std_se", their standard errors; "exact_mean",
-    "exact_std": of the law; "distance": W_2 of the law and p_0; "floor": its limit as dt -> 0}.
-    """
-    laws = {"DDPM": ddpm_law, "DDIM": ddim_law}
-    floors = {"DDPM": ddpm_floor, "DDIM": ddim_floor}
-    rows = {}
-    for name, x_0 in samples.items():
-        exact_mean, exact_std = laws[name](num_steps, 0.0, data["sigma_q"], **data)
-        rows[name] = {
-            "mean": x_0.mean(),
-            "mean_se": exact_std / len(x_0) ** 0.5,
-            "exact_mean": exact_mean,
-            "std": x_0.std(),
-            "std_se": exact_std / (2 * len(x_0)) ** 0.5,
-            "exact_std": exact_std,
-            "distance": wasserstein(exact_mean, exact_std, *p_t(0, **data)),
-            "floor": np.hypot(*floors[name](**data)),
-        }
-    return rows
+def error_vs_sigma_q(*, mu_0, sigma_0):
+    """{(sampler, num_steps): the error from the base for each of SIGMA_QS}."""
+    data = {"mu_0": mu_0, "sigma_0": sigma_0, "sigma_q": SIGMA_QS}
+    base = starts(**data)["base"]
+    return {
+        (sampler, n): error(sampler, n, base, **data)
+        for sampler in SAMPLERS
+        for n in (10, 100, 1000)
+    }
 
 
-STEP_COUNTS = np.unique(np.logspace(0, 4, 33).round().astype(int))
-
-
-def measure_error_vs_steps(**data):
-    """W_2 of the law and p_0 for each of STEP_COUNTS, from the base and from the true p_1.
-
-    Returns {sampler: {"base": (n,), "p_1": (n,)}}; "no noise" is DDPM without its noise.
-    """
-    laws = {"DDPM": ddpm_law, "DDIM": ddim_law, "no noise": partial(ddpm_law, noise=0.0)}
-    starts = {"base": (0.0, data["sigma_q"]), "p_1": p_t(1, **data)}
-    p_0 = p_t(0, **data)
-    errors = {}
-    for name, law in laws.items():
-        errors[name] = {}
-        for start, x_1 in starts.items():
-            distances = [wasserstein(*law(n, *x_1, **data), *p_0) for n in STEP_COUNTS]
-            errors[name][start] = np.array(distances)
-    return errors
-
-
-def observed_order(errors):
-    """The p of error ~ dt^p between 1000 and 10 000 steps.  errors: one for each of STEP_COUNTS."""
-    at = dict(zip(STEP_COUNTS, errors))
-    return np.log10(at[1000] / at[10_000])
-
-
-def std_without_noise(num_steps, **data):
-    """Standard deviation that DDPM ends with, from the true p_1, when its noise is left out."""
-    return ddpm_law(num_steps, *p_t(1, **data), noise=0.0, **data)[1]
-
-
-def measure_error_vs_sigma_q(*, mu_0, sigma_0):
-    """W_2 of the law and p_0, from the base, for 161 sigma_q from sigma_0 / 10 to 1000 sigma_0.
-
-    Returns sigma_qs, (161,), and {(sampler, num_steps): errors, (161,)} for 10, 100, 1000 steps.
-    """
-    sigma_qs = sigma_0 * np.logspace(-1, 3, 161)
-    data = {"mu_0": mu_0, "sigma_0": sigma_0, "sigma_q": sigma_qs}
-    errors = {}
-    for name, law in [("DDPM", ddpm_law), ("DDIM", ddim_law)]:
-        for n in (10, 100, 1000):
-            errors[name, n] = wasserstein(*law(n, 0.0, sigma_qs, **data), mu_0, sigma_0)
-    return sigma_qs, errors
-
-
-# ------------------------------------------- Printing -------------------------------------------
-
-
-def report(table, orders, best, narrow, args):
-    """table: of measure_samples;  orders, best: {sampler: float};  narrow: of std_without_noise."""
-    print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), sigma_q = {args.sigma_q:g}:", end=" ")
-    print(f"{args.num_samples} samples from the base, {args.num_steps} steps")
-    print("                mean of x_0                   std of x_0           W_2 to p_0")
-    print("         sampled +- s.e.   exact     sampled +- s.e.   exact     law   dt -> 0")
-    for name, row in table.items():
-        mean = f"{row['mean']:7.4f} +- {row['mean_se']:6.4f}  {row['exact_mean']:7.4f}"
-        std = f"{row['std']:7.4f} +- {row['std_se']:6.4f}  {row['exact_std']:7.4f}"
-        print(f"{name}    {mean}   {std}  {row['distance']:7.4f}  {row['floor']:7.4f}")
-    for name in table:
-        print(f"{name}: from p_1 the error falls as dt^{orders[name]:.2f};", end=" ")
-        print(f"from the base the best sigma_q at 1000 steps is {best[name]:.1f}")
-    print(f"DDPM without its noise, from p_1, ends with std {narrow:.4f} and not {args.sigma_0:g}")
-
-
-# ------------------------------------------ The figures -----------------------------------------
+# ----------------------------------------- The figures ------------------------------------------
 plt.switch_backend("agg")  # the figures are files: no window
-plt.rcParams.update({"font.size": 12, "axes.titlesize": 12})
+COLORS = {"DDPM": "C0", "DDIM": "C1"}
 
 
-def gaussian_density(x, mean, std):
-    """Density of N(mean, std^2) at x."""
-    return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * (2 * np.pi) ** 0.5)
+def draw_histogram(ax, points, exact, wanted, color, label):
+    """A histogram of points, (n,), with the density of their law, and the one wanted.
+
+    exact, wanted: (mean, std);  label: that of wanted.
+    """
+    ax.hist(points, bins=100, density=True, color="0.8", label="sampled")
+    for (mean, std), style in [
+        (exact, {"color": color, "lw": 2, "label": "law"}),
+        (wanted, {"color": "k", "ls": "--", "label": label}),
+    ]:
+        z = np.linspace(-4, 4, 200)
+        ax.plot(mean + std * z, np.exp(-(z**2) / 2) / (std * (2 * np.pi) ** 0.5), **style)
+    ax.legend(loc="upper left")
 
 
-def draw_samples(x_1, samples, table, num_steps, **data):
-    """The base, then each sampler's histogram with its law and p_0.  table: of measure_samples."""
-    fig, (top, *axes) = plt.subplots(3, 1, figsize=(6, 8.4), layout="constrained")
-    mean_1, std_1 = p_t(1, **data)
-    x = np.linspace(-abs(mean_1) - 4 * std_1, abs(mean_1) + 4 * std_1, 800)
-    top.hist(x_1, bins=120, range=(x[0], x[-1]), density=True, color="0.8", label="$x_1$ drawn")
-    base = gaussian_density(x, 0, data["sigma_q"])
-    top.plot(x, base, "C0", label=r"base $N(0, \sigma_q^2)$")
-    top.plot(x, gaussian_density(x, mean_1, std_1), "k--", label="true $p_1$")
-    top.set_title("Sampling starts from the base, which is not quite $p_1$")
-
-    mean_0, std_0 = p_t(0, **data)
-    for ax, (name, row), color in zip(axes, table.items(), ["C0", "C1"]):
-        mean, std = row["exact_mean"], row["exact_std"]
-        left = min(mean_0 - 4.5 * std_0, mean - 4.5 * std)
-        right = max(mean_0 + 4.5 * std_0, mean + 4.5 * std)
-        x = np.linspace(left, right, 800)
-        bins = {"bins": 100, "range": (left, right), "density": True}
-        ax.hist(samples[name], **bins, color="0.8", label="$x_0$ sampled")
-        ax.plot(x, gaussian_density(x, mean, std), color, label="law of the sampler")
-        ax.plot(x, gaussian_density(x, mean_0, std_0), "k--", label="target $p_0$")
-        distance = row["distance"]
-        ax.set_title(f"{name}, {num_steps} steps: law is {distance:.2g} from $p_0$ ($W_2$)")
-    for ax in (top, *axes):
-        ax.set(xlabel="$x$", ylabel="density")
-        ax.legend(fontsize=10, loc="upper left")
-        ax.margins(x=0)
-        ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
+def draw_samples(x_1, samples, num_steps, **data):
+    """The base, then what each sampler makes of it."""
+    fig, (left, *axes) = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    axes[0].sharex(axes[1])
+    axes[0].sharey(axes[1])
+    base, p_1 = starts(**data).values()
+    draw_histogram(left, x_1, base, p_1, "C2", "$p_1$")
+    left.set(xlabel="$x_1$", ylabel="density", title=r"the base, $N(0, \sigma_q^2)$")
+    for ax, (name, x_0) in zip(axes, samples.items()):
+        exact = law(name, num_steps, *base, **data)
+        draw_histogram(ax, x_0, exact, p_t(0, **data), COLORS[name], "$p_0$")
+        ax.set(xlabel="$x_0$", title=f"{name}, steps: {num_steps}")
     return fig
 
 
-def draw_error_vs_steps(errors, table):
-    """errors: of measure_error_vs_steps;  table: of measure_samples, for the floors."""
-    fig, ax = plt.subplots(figsize=(6, 6.4), layout="constrained")
-    for name, color in [("DDPM", "C0"), ("DDIM", "C1")]:
-        ax.loglog(STEP_COUNTS, errors[name]["base"], color, label=f"{name} from the base")
-        ax.loglog(STEP_COUNTS, errors[name]["p_1"], color, ls="--", label=f"{name} from $p_1$")
-        floor = table[name]["floor"]
-        ax.axhline(floor, color=color, lw=1, ls=":", label=f"floor of {name}: {floor:.2g}")
-    without = errors["no noise"]["p_1"]
-    ax.loglog(STEP_COUNTS, without, "C2", ls="-.", label="DDPM without noise, from $p_1$: flat")
-    ax.set(xlabel=r"num_steps $= 1/\Delta t$", ylabel="$W_2$(law of the sampler, $p_0$)")
-    ax.set_title("From $p_1$ the error falls with $\\Delta t$; from the\nbase it meets a floor")
-    ax.legend(fontsize=10, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.13))
-    ax.grid(alpha=0.3)
+def draw_error_vs_steps(errors):
+    """A panel for each start.  errors: of error_vs_steps."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained", sharey=True)
+    for ax, start, title in zip(axes, ("p_1", "base"), ("from $p_1$", "from the base")):
+        for name, color in COLORS.items():
+            ax.loglog(STEP_COUNTS, errors[name, start], "o-", color=color, ms=4, label=name)
+        ax.set(xlabel=r"number of steps, $1/\Delta t$", title=title)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    axes[0].set_ylabel("$W_2$(law of the sampler, $p_0$)")
     return fig
 
 
-def draw_error_vs_sigma_q(sigma_qs, errors, chosen):
-    """errors: of measure_error_vs_sigma_q;  chosen: this run's sigma_q."""
-    fig, ax = plt.subplots(figsize=(6, 5.4), layout="constrained")
-    shades = {10: 0.85, 100: 0.5, 1000: 0.1}
-    for (name, num_steps), error in errors.items():
-        color = plt.get_cmap("viridis")(shades[num_steps])
-        line, mark = {"DDPM": ("-", "o"), "DDIM": ("--", "s")}[name]
-        ax.loglog(sigma_qs, error, line, color=color, label=f"{name}, {num_steps} steps")
-        best = np.argmin(error)
-        ax.plot(sigma_qs[best], error[best], mark, color=color, ms=8)
-    ax.axvline(chosen, color="0.4", lw=1, ls=":", label=rf"this run's $\sigma_q$ = {chosen:g}")
-    ax.set(xlabel=r"$\sigma_q$", ylabel="$W_2$(law of the sampler, $p_0$)")
-    ax.set_title(
-        "Too small: the base is wrong. Too large: the\nsteps are. Marks: the best $\\sigma_q$"
-    )
-    ax.legend(fontsize=9, ncols=2)
-    ax.grid(alpha=0.3)
+def draw_error_vs_sigma_q(errors, sigma_q):
+    """A panel for each sampler.  errors: of error_vs_sigma_q;  sigma_q: that of this run."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained", sharey=True)
+    strength = {10: 0.35, 100: 0.65, 1000: 1}
+    for (name, n), curve in errors.items():
+        ax = axes[SAMPLERS.index(name)]
+        style = {"color": COLORS[name], "alpha": strength[n], "lw": 2}
+        ax.loglog(SIGMA_QS, curve, **style, label=f"{n} steps")
+        ax.set(xlabel=r"$\sigma_q$", title=f"{name}, from the base")
+    axes[0].set_ylabel("$W_2$(law of the sampler, $p_0$)")
+    for ax in axes:
+        ax.axvline(sigma_q, color="k", ls=":", label=rf"$\sigma_q$ = {sigma_q:g}")
+        ax.grid(alpha=0.3)
+        ax.legend()
     return fig
 
 
 # ------------------------------------------ Running it ------------------------------------------
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """--help prints the docstring as it stands, and each option's default."""
+def options(argv, **table):
+    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on.
 
-
-def number(kind, low, high):
-    """An argparse type: an int or a float from low to high (so neither NaN nor infinity)."""
-
-    def parse(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
-        return kind(text)
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def parse_arguments(argv):
-    """The options.  Exits with status 2 on what cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    Exits with status 2, before any work, on what is not a number in its range.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = partial(parser.add_argument, metavar="X")
-    add("--num-steps", type=number(int, 1, 10_000), default=1000, help="steps of a sampler, 1/dt")
-    add("--num-samples", type=number(int, 2, 10**7), default=100_000, help="samples per sampler")
-    add("--mu-0", type=number(float, -100, 100), default=1.0, help="mean of the data")
-    add(
-        "--sigma-0", type=number(float, 0.1, 10), default=0.7, help="standard deviation of the data"
-    )
-    add("--sigma-q", type=number(float, 0.1, 100), default=7.0, help="std of the noise at t = 1")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of every draw")
     add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="their folder")
+    for name, (default, least, largest, meaning) in table.items():
+        text = f"{meaning}: {least:_} to {largest:_}, default {default:_}"
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
     args = parser.parse_args(argv)
+    for name, (_, least, largest, _) in table.items():
+        if not least <= (value := getattr(args, name)) <= largest:
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: {value} is not from {least:_} to {largest:_}")
     try:
         args.figures_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -403,40 +264,42 @@ def parse_arguments(argv):
     return args
 
 
-def save(figure, path):
-    """Writes the figure whole or not at all: drawn in memory, written beside, moved into place."""
-    image = io.BytesIO()  # Pillow does not notice a full disk, Python does
-    figure.savefig(image, format="jpg", dpi=120)
-    part = path.with_suffix(".part")
-    part.write_bytes(image.getvalue())
-    part.replace(path)
-    print(f"wrote {path}")
-
-
 def main(argv=None):
-    """Samples, measures, prints, draws.  Exits with status 2 on bad input."""
-    args = parse_arguments(argv)
+    args = options(
+        argv,
+        num_steps=(1000, 1, 10_000, "steps of a sampler, 1 / dt"),
+        num_samples=(100_000, 1, 10**6, "samples of each sampler"),
+        mu_0=(1.0, -100.0, 100.0, "mean of the data"),
+        sigma_0=(0.7, 0.1, 10.0, "std of the data"),
+        sigma_q=(7.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
+        seed=(0, 0, 10**6, "seed of every draw"),
+    )
     rng = np.random.default_rng(args.seed)
     data = {"mu_0": args.mu_0, "sigma_0": args.sigma_0, "sigma_q": args.sigma_q}
 
     x_1 = args.sigma_q * rng.standard_normal(args.num_samples)
     samples = sample(x_1, args.num_steps, rng, **data)
 
-    table = measure_samples(samples, args.num_steps, **data)
-    by_steps = measure_error_vs_steps(**data)
-    sigma_qs, by_sigma_q = measure_error_vs_sigma_q(mu_0=args.mu_0, sigma_0=args.sigma_0)
-    orders = {name: observed_order(by_steps[name]["p_1"]) for name in table}
-    best = {name: sigma_qs[np.argmin(by_sigma_q[name, 1000])] for name in table}
-    narrow = std_without_noise(args.num_steps, **data)
+    print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), base N(0, {args.sigma_q:g}^2):", end=" ")
+    print(f"{args.num_samples} samples of each sampler, in {args.num_steps} steps from the base")
+    print("              mean of x_0                   std of x_0              W_2(law, data)")
+    print("          law   sampled +- s.e.         law   sampled +- s.e.    from base   from p_1")
+    base, p_1 = starts(**data).values()
+    for name, x_0 in samples.items():
+        mean, std = law(name, args.num_steps, *base, **data)
+        mean_se, std_se = standard_errors(std, len(x_0))
+        from_base, from_p_1 = (error(name, args.num_steps, start, **data) for start in (base, p_1))
+        print(f"{name}{mean:10.4f}{x_0.mean():10.4f} +- {mean_se:.4f}", end=" ")
+        print(f"{std:10.4f}{x_0.std():10.4f} +- {std_se:.4f} {from_base:11.4f}{from_p_1:11.4f}")
+    print(f"data{args.mu_0:10.4f}{args.sigma_0:31.4f}")
 
-    report(table, orders, best, narrow, args)
-
-    folder = args.figures_dir
-    figure = draw_samples(x_1, samples, table, args.num_steps, **data)
-    save(figure, folder / "experiment-0-samples-ddm-ddim-toy-example.jpg")
-    save(draw_error_vs_steps(by_steps, table), folder / "experiment-0-error-vs-steps.jpg")
-    figure = draw_error_vs_sigma_q(sigma_qs, by_sigma_q, args.sigma_q)
-    save(figure, folder / "experiment-0-error-vs-sigma-q.jpg")
+    by_sigma_q = error_vs_sigma_q(mu_0=args.mu_0, sigma_0=args.sigma_0)
+    for name, figure in {
+        "samples-ddm-ddim-toy-example": draw_samples(x_1, samples, args.num_steps, **data),
+        "error-vs-steps": draw_error_vs_steps(error_vs_steps(**data)),
+        "error-vs-sigma-q": draw_error_vs_sigma_q(by_sigma_q, args.sigma_q),
+    }.items():
+        figure.savefig(args.figures_dir / f"experiment-0-{name}.jpg", dpi=120)
 
 
 if __name__ == "__main__":

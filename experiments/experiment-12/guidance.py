@@ -1,0 +1,324 @@
+"""Experiment 12: guided samplers do not sample the tilted density.  Beyond the tutorial.
+
+The claim
+    To draw a class c more surely than the data has it, classifier-free guidance (Ho & Salimans
+    2022, arXiv 2207.12598) puts, in place of the denoiser D(x), into DDPM or DDIM
+        D_w = D + w (D(.|c) - D),
+    so w = 0 is all the data and w = 1 the class. (They write (1 + w) D(.|c) - w D: their w is ours
+    minus 1.) It is often said that this samples the tilted density p_0(x) p(c|x)^w. It does not:
+    for w > 1 DDPM's samples are sharper than that, and DDIM's far sharper.
+
+The truth beside it
+    At each noise level (D_w - x) / sigma^2 is the score of p_t(x) p_t(c|x)^w. But this is not what
+    the tilted density becomes under noise, so DDPM and DDIM do not run through these densities.
+    If data and class are N(0, S_U) and N(0, S_C), the variances are known, with r = S_U / S_C:
+        tilted    S_U / (1 + (r - 1) w)                               falls as 1 / w
+        DDPM      S_U / (r - 1) (1 - r^(1 - 2 w)) / (2 w - 1)         as 1 / (2 w - 1)
+        DDIM      S_U r^-w                                            exponentially
+    A small DDPM step is a DDIM step with D(.|c) and one step of Langevin dynamics on
+    p_t(x) p_t(c|x)^(2 w - 1) (Bradley & Nakkiran 2024, arXiv 2408.09000): hence its 2 w - 1, and
+    one step is too few to arrive at that density. The repair: more steps, on the density wanted.
+
+What to look for in figures/
+    tilted.jpg          three Gaussians, a class each: DDPM with Langevin steps stays with the
+                        tilted density, DDPM and DDIM run away from it
+    variance-vs-w.jpg   the three laws, and samples
+
+Try this
+    python guidance.py --num-steps 50      too few Langevin steps: its means run away too
+    python guidance.py --sigma-q 5         DDIM remembers that it starts wrong, DDPM forgets
+    python guidance.py --std 0.2           classes far apart: nothing to tilt, and DDIM still runs
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+# ------------------------------------------- The data -------------------------------------------
+# On a line: N(0, S_U), unconditional, and its class N(0, S_C); S_U and S_C are variances.
+# In the plane: three Gaussians of equal weight, a class each; c is the first, the upper one.
+S_U, S_C = 2.0, 1.0
+R = S_U / S_C
+ANGLES = np.pi * (1 / 2 + 2 * np.arange(3) / 3)
+CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+
+
+def class_posterior(x, variance):
+    """p(class | x) when x is one of CENTERS plus N(0, variance I).  x: (n, 2).  Returns (n, 3)."""
+    squares = ((x[:, None] - CENTERS) ** 2).sum(axis=2)
+    odds = np.exp((squares.min(axis=1, keepdims=True) - squares) / (2 * variance))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+# ----------------------------------------- The denoiser -----------------------------------------
+# As in experiment 8 a denoiser is a function of x = x_0 + N(0, sigma^2 I) and sigma, the sigma_t of
+# the tutorial.
+
+
+def gaussian_denoiser(x, sigma, *, mean, variance):
+    """E[x_0 | x] for x_0 ~ N(mean, variance I).  x: any shape.  Returns that shape."""
+    return (variance * x + sigma**2 * mean) / (variance + sigma**2)
+
+
+def mixture_denoiser(x, sigma, *, std):
+    """E[x_0 | x] for the three Gaussians: that of one, at the mean center.  x: (n, 2).  (n, 2)"""
+    mean_center = class_posterior(x, std**2 + sigma**2) @ CENTERS
+    return gaussian_denoiser(x, sigma, mean=mean_center, variance=std**2)
+
+
+def guided(x, sigma, *, data, of_class, w):
+    """D_w = D + w (D(.|c) - D).  data, of_class: the denoisers D and D(.|c).  The shape of x."""
+    return (1 - w) * data(x, sigma) + w * of_class(x, sigma)
+
+
+# ----------------------------------------- The samplers -----------------------------------------
+# They know the denoiser, D(x, sigma), and a grid of noise levels: sigma_q = sigmas[0] > ... > 0.
+# Each yields one array a step. A step goes from sigma to next_sigma.
+
+
+def ddim(denoiser, x, sigmas):
+    """Algorithm 2 of the tutorial on any grid: Euler's method.  One evaluation a step.
+
+    lam (E[x_{t-dt} | x_t] - x_t), with eq. (24) put in, is (next_sigma - sigma) (x - D) / sigma.
+    """
+    for sigma, next_sigma in zip(sigmas, sigmas[1:]):
+        slope = (x - denoiser(x, sigma)) / sigma
+        x = x + (next_sigma - sigma) * slope
+        yield x
+
+
+def ddpm(denoiser, x, sigmas, rng):
+    """Algorithm 1 of the tutorial on any grid: the reverse mean, and N(0, sigma_q^2 dt I).
+
+    In eq. (24) dt / t is 1 - (next_sigma / sigma)^2, and sigma_q^2 dt is sigma^2 - next_sigma^2.
+    """
+    for sigma, next_sigma in zip(sigmas, sigmas[1:]):
+        mean = x + (1 - (next_sigma / sigma) ** 2) * (denoiser(x, sigma) - x)
+        x = mean + (sigma**2 - next_sigma**2) ** 0.5 * rng.standard_normal(x.shape)
+        yield x
+
+
+def langevin(denoiser, x, sigma, step, rng):
+    """One step of Langevin dynamics: x + step / 2 score + N(0, step I).
+
+    Small steps leave the density with that score as it is. By Tweedie it is (D - x) / sigma^2.
+    """
+    score = (denoiser(x, sigma) - x) / sigma**2
+    return x + step / 2 * score + step**0.5 * rng.standard_normal(x.shape)
+
+
+def ddpm_langevin(denoiser, x, sigmas, rng, *, num_langevin, variance):
+    """DDPM, with Langevin steps before each of its own.  variance: the class's, for their size."""
+    for sigma, next_sigma in zip(sigmas, sigmas[1:]):
+        for _ in range(num_langevin):
+            x = langevin(denoiser, x, sigma, (variance + sigma**2) / 50, rng)
+        (x,) = ddpm(denoiser, x, [sigma, next_sigma], rng)
+        yield x
+
+
+# Even steps of t would leap from sigma_q = 100 to the data's scale in the last few of them. And
+# sigma_q has to be large: the base is not p_1, and guided DDIM remembers where it starts.
+
+
+def log_uniform(n, sigma_min, sigma_max):
+    """Steps of equal ratio: uniform in log sigma, then 0.  Returns (n + 1,)."""
+    return np.append(np.geomspace(sigma_max, sigma_min, n), 0)
+
+
+# ------------------------------------------ The truth -------------------------------------------
+
+
+def tilted_variance(w):
+    """Of p_0(x) p(c|x)^w, in proportion to p_0(x)^(1 - w) p(x|c)^w: precisions add."""
+    return S_U / (1 + (R - 1) * w)
+
+
+def ddpm_variance(w):
+    """What guided DDPM returns, in the limit of small steps and large sigma_q; w is not 1/2.
+
+    With v the variance and s = sigma^2, a step from s to s - ds is dv/ds = 2 v G - 1, where
+    G = (1 - w) / (S_U + s) + w / (S_C + s). The solution at s = 0 is an elementary integral.
+    """
+    return S_U / (R - 1) * (1 - R ** (1 - 2 * w)) / (2 * w - 1)
+
+
+def ddim_variance(w):
+    """What guided DDIM returns, in the same limit: dv/ds = v G."""
+    return S_U * R**-w
+
+
+def tilted_samples(n, w, rng, *, std):
+    """n draws of p_0(x) p(c|x)^w, w >= 1, for the three Gaussians: (n, 2).
+
+    It is p(x|c) p(c|x)^(w - 1), so a draw of the class is kept with that power for probability.
+    """
+    kept = np.empty((0, 2))
+    while len(kept) < n:
+        x = CENTERS[0] + std * rng.standard_normal((n, 2))
+        chance = class_posterior(x, std**2)[:, 0] ** (w - 1)
+        kept = np.concatenate([kept, x[rng.random(n) < chance]])
+    return kept[:n]
+
+
+# ------------------------------------------ Measuring -------------------------------------------
+SCALES = [0, 1, 2, 4, 8]  # w
+LAWS = {"DDIM": ddim_variance, "DDPM": ddpm_variance, "DDPM + Langevin": tilted_variance}
+
+
+def sample(denoiser, x, sigmas, rng, *, num_langevin, variance):
+    """Runs the three samplers from x.  Returns {sampler: x_0, of the shape of x}."""
+    repair = {"num_langevin": num_langevin, "variance": variance}
+    runs = {
+        "DDIM": ddim(denoiser, x, sigmas),
+        "DDPM": ddpm(denoiser, x, sigmas, rng),
+        "DDPM + Langevin": ddpm_langevin(denoiser, x, sigmas, rng, **repair),
+    }
+    samples = {}
+    for name, steps in runs.items():
+        for x_0 in tqdm(steps, name, len(sigmas) - 1, disable=None):
+            pass
+        samples[name] = x_0
+    return samples
+
+
+def measure(samples):
+    """Variance of samples of mean 0, (n,), and its standard error, by the Gaussian formula."""
+    variance = (samples**2).mean()
+    return variance, variance * (2 / len(samples)) ** 0.5
+
+
+def along_axis(x_0):
+    """Mean of samples, (n, 2), along the class's axis: 1 is its center."""
+    return (x_0 @ CENTERS[0]).mean()
+
+
+# ----------------------------------------- The figures ------------------------------------------
+plt.switch_backend("agg")  # the figures are files: no window
+COLORS = {"DDIM": "C1", "DDPM": "C0", "DDPM + Langevin": "C2", "tilted": "0.3"}
+
+
+def draw_variances(measured):
+    """The laws as lines, samples as marks.  measured: {(sampler, w): (variance, s.e.)}."""
+    fig, ax = plt.subplots(figsize=(7, 5), layout="constrained")
+    w = np.linspace(0, 8, 200)
+    for name, law in LAWS.items():
+        label = "tilted density, exact" if law is tilted_variance else f"{name}, exact"
+        ax.semilogy(w, law(w), color=COLORS[name], label=label)
+        marks, errors = np.transpose([measured[name, w] for w in SCALES])
+        style = {"color": COLORS[name], "capsize": 4, "ms": 5, "label": f"{name}, sampled"}
+        ax.errorbar(SCALES, marks, 5 * errors, fmt="o", **style)
+    ax.set(xlabel="guidance $w$", ylabel="variance of the samples")
+    ax.set_title("Gaussian data and class (bars: five standard errors)")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return fig
+
+
+def draw_samples(pictures, std):
+    """Rows of samplers, columns of w.  pictures: {(name, w): (n, 2)}."""
+    scales = [w for w in SCALES if w > 0]
+    rows = ["tilted", "DDPM + Langevin", "DDPM", "DDIM"]
+    fig, axes = plt.subplots(4, len(scales), figsize=(7.6, 9.9), layout="constrained")
+    circle = np.exp(1j * np.linspace(0, 2 * np.pi, 100))
+    points = np.concatenate([*pictures.values(), CENTERS - 2.2 * std, CENTERS + 2.2 * std])
+    (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
+    for row, name in zip(axes, rows):
+        for ax, w in zip(row, scales):
+            x_0 = pictures[name, w]
+            ax.plot(*x_0.T, ".", color=COLORS[name], ms=2, mew=0)
+            for x, y in CENTERS:
+                ax.plot(x + 2 * std * circle.real, y + 2 * std * circle.imag, "k", lw=0.7)
+            ax.axhline(along_axis(pictures["tilted", w]), color="k", ls=":", lw=1)
+            ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    for ax, w in zip(axes[0], scales):
+        ax.set_title(f"$w$ = {w}")
+    fig.suptitle("The upper class (circles: two stds of each; dotted: mean of the tilted density)")
+    return fig
+
+
+# ------------------------------------------ Running it ------------------------------------------
+
+
+def options(argv, **table):
+    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on.
+
+    Exits with status 2, before any work, on what is not a number in its range.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    add = partial(parser.add_argument, metavar="X")
+    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="their folder")
+    for name, (default, least, largest, meaning) in table.items():
+        text = f"{meaning}: {least:_} to {largest:_}, default {default:_}"
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+    args = parser.parse_args(argv)
+    for name, (_, least, largest, _) in table.items():
+        if not least <= (value := getattr(args, name)) <= largest:
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: {value} is not from {least:_} to {largest:_}")
+    try:
+        args.figures_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --figures-dir: {error}")
+    return args
+
+
+def main(argv=None):
+    args = options(
+        argv,
+        num_steps=(1000, 1, 10_000, "steps of a sampler, even in log sigma"),
+        num_samples=(20_000, 1, 10**6, "samples for each variance, at most 2000 in the picture"),
+        num_langevin=(2, 0, 100, "Langevin steps before each step of DDPM"),
+        std=(0.5, 0.1, 1.0, "std of each of the three Gaussians"),
+        sigma_q=(100.0, 5.0, 1000.0, "std of the noise at t = 1, and of the base"),
+        seed=(0, 0, 10**6, "seed of every draw"),
+    )
+    rng = np.random.default_rng(args.seed)
+    sigmas = log_uniform(args.num_steps, 0.01, args.sigma_q)
+
+    x_1 = args.sigma_q * rng.standard_normal(args.num_samples)
+    data = partial(gaussian_denoiser, mean=0, variance=S_U)
+    of_class = partial(gaussian_denoiser, mean=0, variance=S_C)
+    measured = {}
+    for w in SCALES:
+        denoiser = partial(guided, data=data, of_class=of_class, w=w)
+        repair = {"num_langevin": args.num_langevin, "variance": S_C}
+        for name, x_0 in sample(denoiser, x_1, sigmas, rng, **repair).items():
+            measured[name, w] = measure(x_0)
+
+    x_1 = args.sigma_q * rng.standard_normal((min(args.num_samples, 2000), 2))
+    data = partial(mixture_denoiser, std=args.std)
+    of_class = partial(gaussian_denoiser, mean=CENTERS[0], variance=args.std**2)
+    pictures = {}
+    for w in SCALES[1:]:
+        denoiser = partial(guided, data=data, of_class=of_class, w=w)
+        repair = {"num_langevin": args.num_langevin, "variance": args.std**2}
+        for name, x_0 in sample(denoiser, x_1, sigmas, rng, **repair).items():
+            pictures[name, w] = x_0
+        pictures["tilted", w] = tilted_samples(len(x_1), w, rng, std=args.std)
+
+    print("variance +- s.e. (exact; for DDPM + Langevin that of the tilted density)")
+    print("     " + "".join(f"{name:>29}" for name in LAWS))
+    for w in SCALES:
+        cells = [(*measured[name, w], law(w)) for name, law in LAWS.items()]
+        texts = [f"{variance:.4f} +- {error:.4f} ({exact:.4f})" for variance, error, exact in cells]
+        print(f"w = {w}" + "".join(f"{text:>29}" for text in texts))
+    print("mean " + "".join(f"{name:>29}" for name in COLORS))
+    for w in SCALES[1:]:
+        means = [along_axis(pictures[name, w]) for name in COLORS]
+        print(f"w = {w}" + "".join(f"{mean:29.3f}" for mean in means))
+
+    for name, figure in {
+        "tilted": draw_samples(pictures, args.std),
+        "variance-vs-w": draw_variances(measured),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

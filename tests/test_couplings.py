@@ -25,41 +25,33 @@ def near(values, want):
     return abs(values.mean() - want) < 5 * values.std() / len(values) ** 0.5
 
 
-@pytest.mark.parametrize(("x", "density"), [(0, s.density_1), (1, s.density_0)])
-def test_densities_are_those_of_the_draws(x, density):
-    x = s.draw(200_000, rng())[x]
+def test_densities_are_those_of_the_draws():
     edges = np.array([-1.6, -1.1, -0.9, -0.3, 0.4, 0.95, 1.05, 1.7])
-    for low, high in zip(edges, edges[1:]):
-        middles = low + (high - low) * (np.arange(100) + 0.5) / 100
-        assert near((low < x) & (x < high), density(middles).mean() * (high - low))
+    for x, density in zip(s.draw(100_000, rng()), (s.density_1, s.density_0)):
+        for low, high in zip(edges, edges[1:]):
+            middles = low + (high - low) * (np.arange(100) + 0.5) / 100
+            assert near((low < x) & (x < high), density(middles).mean() * (high - low))
 
 
 def test_sort_batches():
-    """Both marginals stay as they are, and the cost never rises; no lines cross in a batch."""
-    x_1, x_0 = s.draw(1002, rng())
-    costs = []
-    for batch in (1, 2, 8, 64, 1002):
-        y_1, y_0 = s.sort_batches(x_1, x_0, batch)
-        costs.append(((y_1 - y_0) ** 2).mean())
-        for k in range(0, 1002, batch):
-            assert (y_1[k : k + batch] == sorted(x_1[k : k + batch])).all()
-            assert (y_0[k : k + batch] == sorted(x_0[k : k + batch])).all()
-    assert costs == sorted(costs, reverse=True)
+    x_1, x_0 = s.draw(1024, rng())
+    for batch in (1, 8, 1024):
+        for x, y in zip((x_1, x_0), s.sort_batches(x_1, x_0, batch)):
+            assert (y.reshape(-1, batch) == np.sort(x.reshape(-1, batch))).all()
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4, 32])
+@pytest.mark.parametrize("batch", [1, 2, 32])
 def test_copula_is_bernsteins_sum(batch):
     u, w = rng().random((2, 1000))
-    ranks = np.arange(batch)[:, None]
-    chosen = np.array([math.comb(batch - 1, k) for k in range(batch)])[:, None]
-    rank_u, rank_w = (chosen * q**ranks * (1 - q) ** ranks[::-1] for q in (u, w))
-    want = batch * (rank_u * rank_w).sum(axis=0)
-    np.testing.assert_allclose(s.copula(u, w, batch), want, atol=1e-9)
+    want = 0
+    for k in range(batch):
+        want += math.comb(batch - 1, k) ** 2 * (u * w) ** k * ((1 - u) * (1 - w)) ** (batch - 1 - k)
+    np.testing.assert_allclose(s.copula(u, w, batch), batch * want, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])
 def test_velocity_against_draws_in_bins(batch):
-    x_1, x_0 = pairs(160_000, batch)
+    x_1, x_0 = pairs(96_000, batch)
     x = np.linspace(-8, 8, 321)
     for t in (0.05, 0.5, 0.9):
         x_t = t * x_1 + (1 - t) * x_0
@@ -70,12 +62,10 @@ def test_velocity_against_draws_in_bins(batch):
 
 def test_straight_velocity():
     """Lines from x_1 to x_1^3 + x_1: at any t, the line through x_t is found again."""
-    x_1 = np.linspace(-2, 2, 4001)
-    some = np.array([-1.234, 0.1, 1.777])
-    x_0 = some**3 + some
+    table, some = np.linspace(-2, 2, 4001), np.array([-1.234, 0.1, 1.777])
     for t in (0.0, 0.3, 1.0):
-        v = s.straight_velocity(t * some + (1 - t) * x_0, t, x_1=x_1, x_0=x_1**3 + x_1)
-        np.testing.assert_allclose(v, x_0 - some, atol=1e-5)
+        v = s.straight_velocity(some + (1 - t) * some**3, t, x_1=table, x_0=table**3 + table)
+        np.testing.assert_allclose(v, some**3, atol=1e-5)
 
 
 def test_flow_after_every_step():
@@ -93,21 +83,19 @@ def test_monotone_against_quantiles():
         assert below == pytest.approx(normal.cdf(x), abs=1e-6)
 
 
-@pytest.mark.parametrize("batch", [1, 4, 32])
+@pytest.mark.parametrize("batch", [1, 16])
 def test_cost_and_split(batch):
-    """By draws, at a t of each batch's own, and the identity.  The flow ends at the twins."""
+    """By draws, each batch at one of ten t, and the identity.  The flow ends at the twins."""
     irreducible, curvature = s.split(batch, OPTIMAL)
     assert irreducible + curvature + OPTIMAL == pytest.approx(s.cost(batch), abs=3e-5)
-    x_1, x_0 = (x.reshape(20, -1) for x in pairs(32_000, batch, seed=4))
-    v = [
-        s.batch_velocity(t * y_1 + (1 - t) * y_0, t, batch=batch)
-        for t, y_1, y_0 in zip((np.arange(20) + 0.5) / 20, x_1, x_0)
-    ]
+    x_1, x_0 = (x.reshape(10, -1) for x in pairs(12_800, batch))
+    times = (np.arange(10) + 0.5) / 10
+    x_t = [t * y_1 + (1 - t) * y_0 for t, y_1, y_0 in zip(times, x_1, x_0)]
+    v = [s.batch_velocity(x, t, batch=batch) for x, t in zip(x_t, times)]
     for values, want in ((x_0 - x_1, s.cost(batch)), (x_0 - x_1 - v, irreducible)):
-        means = (values**2).reshape(-1, batch).mean(axis=1)  # batches are independent
-        assert near(means, want)
-    starts = np.linspace(-2, 2, 20)
-    x_0 = s.ends(partial(s.batch_velocity, batch=batch), starts, 200)
+        assert near((values**2).reshape(-1, batch).mean(axis=1), want)  # batches are independent
+    starts = np.linspace(-2, 2, 10)
+    x_0 = s.ends(partial(s.batch_velocity, batch=batch), starts, 100)
     np.testing.assert_allclose(x_0, s.monotone(starts), atol=0.02)
 
 
@@ -159,7 +147,6 @@ def test_main(tmp_path, capsys, monkeypatch):
     assert prices[[0, 2]] == pytest.approx([2.0225, 0.9236])
     assert one[[0, 2, 6]] == pytest.approx([1.011, 0.527, 0])
     assert (np.diff(one[:7]) < 0).all()
-    assert (four[:6] < one[:6]).all()
     assert four[7] < 0.01  # one flow's error is all that a reflow has
     assert lines[9].startswith("W_2^2 = 0.2526; ")
     assert float(lines[9].split()[-1]) < 1e-4

@@ -141,9 +141,9 @@ def test_copies():
 
 def spied(monkeypatch, name):
     """The calls of a function: (arguments, keywords, what it returned)."""
-    calls = []
+    calls, original = [], getattr(s, name)
 
-    def spy(*args, original=getattr(s, name), **keywords):
+    def spy(*args, **keywords):
         calls.append((args, keywords, original(*args, **keywords)))
         return calls[-1][2]
 

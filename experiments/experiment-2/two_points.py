@@ -14,8 +14,8 @@ The truth beside it
     other shares, also known. A sample's twin is the point that the ODE takes its start to.
 
 What to look for in figures/
-    experiment-2-sample-trajectories-ddim.jpg   the border parts the starts; averaged plainly, all
-                                                run to one place, where there is no data
+    experiment-2-sample-trajectories-ddim.jpg   the border at t = 1 parts the starts; averaged
+                                                plainly, all run to one place, without data
     velocity-field.jpg                          in noise the arrows point to the mean of the data,
                                                 near the data to one point or the other
 
@@ -23,7 +23,7 @@ Try this
     python two_points.py --weight 0.5     the border halves the base, too
     python two_points.py --sigma-q 10     the base is more nearly p_1, its shares more nearly right
     python two_points.py --sigma-q 30     still more nearly, but now the steps are too long
-    python two_points.py --num-steps 2    too few steps: many samples end between the points
+    python two_points.py --num-steps 2    too few steps: samples end between the points
 """
 
 import argparse
@@ -165,7 +165,7 @@ COLORS = ["#0072B2", "#E69F00"]  # of the points
 
 
 def backdrop(ax, t, side, title, *, points, weights, sigma_q):
-    """The points, the posterior and the border at time t, in a square of the given half side."""
+    """The points; the posterior and the border at time t, in a square of the given half side."""
     x, y = np.meshgrid(np.linspace(-side, side, 200), np.linspace(-side, side, 200))
     grid = np.stack([x.ravel(), y.ravel()], axis=1)
     p = posterior(grid, t, points=points, weights=weights, sigma_q=sigma_q)
@@ -174,7 +174,7 @@ def backdrop(ax, t, side, title, *, points, weights, sigma_q):
     axis = along(points)
     foot = axis * border(t, points=points, weights=weights, sigma_q=sigma_q)
     across = 3 * side * np.array([-axis[1], axis[0]])
-    ax.plot(*np.stack([foot - across, foot + across]).T, "k--", lw=1.2, label="border")
+    ax.plot(*np.stack([foot - across, foot + across]).T, "k--", lw=1.2, label="border at this $t$")
     for i, (a, color) in enumerate(zip(points, COLORS), 1):
         ax.plot(*a, "*", color=color, ms=16, mec="k", zorder=4, label=f"$a_{i}$")
     ax.plot([], [], "s", color="0.8", ms=10, label="$p(x_0 = a_i | x_t)$ (shade)")
@@ -183,7 +183,7 @@ def backdrop(ax, t, side, title, *, points, weights, sigma_q):
 
 
 def draw_trajectories(bayes, plain, x_1, num_steps, **data):
-    """DDIM from the same starts, (n, 2), with either mean. The colors are those of the twins."""
+    """DDIM from the same starts, (n, 2), with either mean.  Colors: of the twins."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 5.7), layout="constrained")
     side = 1.05 * max(np.abs(x_1).max(), np.abs(data["points"]).max())
     ends = twins(x_1, **data)
@@ -194,7 +194,7 @@ def draw_trajectories(bayes, plain, x_1, num_steps, **data):
             ax.plot(own[..., 0], own[..., 1], color=color, lw=1.1)
         ax.plot(*x_1.T, "o", color="0.2", ms=3.5, label="$x_1$")
         ax.plot(*paths[-1].T, "kx", ms=6, zorder=5, label="$x_0$")
-        backdrop(ax, 1, side, f"DDIM, averaged {how}", **data)
+        backdrop(ax, 1, side, f"DDIM, averaged {how} (backdrop: $t$ = 1)", **data)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return fig
 

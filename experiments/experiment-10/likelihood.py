@@ -5,20 +5,21 @@ The claim
     of squared errors (section 5 of the tutorial, likelihood interpretations):
         ELBO(x_0) = log N(x_0; 0, sigma_q^2) - 1/2
                     + sum over steps k, t = k dt, of (1 - E|x_0 - D(x_t, t)|^2 / sigma_t^2) / (2k)
-    So the loss is the ELBO for one weight of t: 1 / t^2 on |x_0 - D|^2. What the bound misses is
+    So minus the loss is, up to constants, the ELBO for one weight of t: 1 / t^2 on |x_0 - D|^2.
+    What the bound misses is
         E log p_0 - E ELBO = steps + learning + base.
 
 The truth beside it
     The data is the mixture of experiment 9, so log p_0 is known, q_0 is computed on a grid, and
-    the three parts have closed forms, with the entropy H and the Fisher information J:
+    the three parts have formulas, with the entropy H and the Fisher information J:
         steps      H(p_1) - H(p_0) - sigma_q^2 dt / 2 times the sum of J(t)   steps are not small
         learning   the sum of dt E|D - E[x_0|x_t]|^2 / (2 sigma_q^2 t^2)      D is not exact
         base       KL(p_1 || N(0, sigma_q^2))                                 the start is not p_1
 
 What to look for in figures/
-    bound.jpg         the ELBO lies below log q_0 everywhere; more steps bring both to log p_0
+    bound.jpg         the ELBO lies below log q_0; more steps bring log q_0 near log p_0
     three-parts.jpg   the gap of the exact denoiser and of three networks, part by part: they differ
-                      in learning alone. What each really outputs is better than its bound.
+                      in learning alone, and their outputs are in the same order
 
 Try this
     python likelihood.py --sigma-q 1         a base farther from p_1: does DDPM forget it?

@@ -127,9 +127,9 @@ def straight_velocity(x_t, t, *, x_1, x_0):
 
 
 def flow(velocity, x_1, num_steps):
-    """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt.
+    """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt, for t = 1, 1 - dt, ..., dt.
 
-    x_1: draws of the annulus;  num_steps = 1 / dt;  velocity(x_t, t) -> (n, 2), t a float.
+    x_1: draws of the base;  num_steps = 1 / dt;  velocity(x_t, t) -> like x_t, t a float.
     Yields x_{t-dt} after every step, the last is x_0.
     """
     x_t, dt = x_1, 1 / num_steps

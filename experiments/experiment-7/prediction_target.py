@@ -6,7 +6,7 @@ The claim
     skip and factor being functions of t. All have one optimum. But no network is at it, and what
     counts is the error of its output times the factor. In 2 dimensions the factor decides: near the
     data it is sigma_t for noise and 1 for x_0, and noise is better. In 64 the output decides: x_0
-    lies on a plane, noise fills all 64, a narrow network cannot hand it on, and x_0 is better.
+    lies on a plane, noise fills all 64, these networks hand it on badly, and x_0 is better.
 
 The truth beside it
     The denoiser of the roll is known, in 2 dimensions and on a plane in 64. The error is a
@@ -95,7 +95,7 @@ def x_0_from_previous(x_previous, x_t, t):
 
     Between x_0 and x_t lies a Brownian bridge. Its x_{t-dt} has the mean of eq. (24) with x_0, and
     the variance sigma_q^2 dt (t - dt) / t per coordinate. So this is x_0 and noise of the variance
-    sigma_q^2 t (t - dt) / dt, which no x_t can tell: Claim 2.
+    sigma_q^2 t (t - dt) / dt, which x_t does not tell: Claim 2.
     """
     return x_t + (t / DT) * (x_previous - x_t)
 

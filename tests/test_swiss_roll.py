@@ -58,7 +58,7 @@ def test_samplers_on_a_point_mass():
     mean = partial(s.reverse_mean, denoiser=lambda x_t, t: torch.zeros_like(x_t))
     x_1 = 3 * torch.randn(50_000, 2, generator=rng())
     for k, x_t in zip((6, 5, 4, 3, 2, 1, 0), s.ddim(mean, x_1, 7)):
-        torch.testing.assert_close(x_t, x_1 * (k / 7) ** 0.5, atol=1e-5, rtol=1e-5)
+        assert (x_t - x_1 * (k / 7) ** 0.5).abs().max() < 1e-5
     variance = 9.0
     for k, x_t in zip((4, 3, 2, 1), s.ddpm(mean, x_1, 4, 3.0, rng(1))):
         variance = (1 - 1 / k) ** 2 * variance + 9 / 4
@@ -67,9 +67,8 @@ def test_samplers_on_a_point_mass():
 
 def test_preconditioning_is_the_best_linear_guess():
     """With a network of 0, the error of c_skip x_t is c_out when the data has SIGMA_DATA."""
-    denoiser = s.Denoiser(2.0)
     t = 0.3
-    c_skip, c_out, c_in, c_noise = denoiser.preconditioning(t)
+    c_skip, c_out, c_in, c_noise = s.Denoiser(2.0).preconditioning(t)
     x_0 = s.SIGMA_DATA * torch.randn(200_000, generator=rng())
     x_t = x_0 + 2.0 * t**0.5 * torch.randn(200_000, generator=rng(1))
     assert (x_t @ x_0 / (x_t @ x_t)).item() == pytest.approx(c_skip, rel=0.02)
@@ -79,11 +78,11 @@ def test_preconditioning_is_the_best_linear_guess():
 
 
 def test_it_learns():
-    denoiser, losses = s.train(sigma_q=1.0, train_steps=1000, rng=rng(3))
+    denoiser, losses = s.train(sigma_q=1.0, train_steps=600, rng=rng(3))
     exact = partial(s.exact_denoiser, sigma_q=1.0)
     excess, bayes = s.measure(denoiser, exact, 1.0, rng(4), n=5000)
-    assert np.mean(np.divide(excess, bayes)) < 0.02
-    assert len(losses) == 1000
+    assert np.mean(np.divide(excess, bayes)) < 0.03
+    assert len(losses) == 600
     assert np.mean(losses[-100:]) == pytest.approx(s.least_loss(denoiser, bayes), rel=0.05)
 
 

@@ -18,12 +18,12 @@ What to look for in figures/
     train_loss.jpg          the loss falls to that of the exact denoiser
     learned-vs-exact.jpg    the learned denoiser lies over the exact one
     eval_ddpm_samples.jpg   DDPM: the curve, and the noise of its last step
-    eval_ddim_samples.jpg   DDIM: on the curve; lines join the few samples that are far from
-                            their twins
+    eval_ddim_samples.jpg   DDIM: on the curve, but for a few; lines join samples that are far
+                            from their twins
 
 Try this
     python swiss_roll.py --train-steps 300    large t is learned first: excess at small t is large
-    python swiss_roll.py --num-steps 20       off the curve, and so are the twins: it is the steps
+    python swiss_roll.py --num-steps 20       off the curve, and so are the twins: too few steps
     python swiss_roll.py --sigma-q 4          DDPM's last noise is four times as wide
 """
 
@@ -192,7 +192,7 @@ TIMES = [MIN_T ** ((k + 0.5) / 7) for k in reversed(range(7))]  # midpoints of s
 
 
 def measure(denoiser, exact, sigma_q, rng, n=20_000):
-    """Excess and Bayes error at each of TIMES, from n draws: two lists.
+    """Excess and Bayes error at each of TIMES, each from n draws: two lists.
 
     The Bayes error is E|x_0 - E[x_0|x_t]|^2, the excess E|f - E[x_0|x_t]|^2. Their sum is
     E|f - x_0|^2: x_0 - E[x_0|x_t] is uncorrelated with any function f of x_t.
@@ -250,9 +250,9 @@ def draw_loss(losses, least):
     """losses: of train;  least: of least_loss."""
     fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     window = max(1, len(losses) // 50)
-    mean = torch.tensor(losses).unfold(0, window, 1).mean(dim=1)
+    smooth = torch.tensor(losses).unfold(0, window, 1).mean(dim=1)
     ax.plot(losses, ".", color="0.8", ms=2, label="each step")
-    ax.plot(range(window - 1, len(losses)), mean, "C0", label=f"mean of {window} steps")
+    ax.plot(range(window - 1, len(losses)), smooth, "C0", label=f"mean of {window} steps")
     ax.axhline(least, color="k", ls="--", label=f"exact denoiser: {least:.2f}")
     ax.set(xlabel="training step", ylabel=r"loss, $|f(x_t, t) - x_0|^2 / c_\mathrm{out}^2$")
     ax.set_title("Training loss, and the least possible")
@@ -287,7 +287,7 @@ def draw_denoisers(denoiser, exact, sigma_q, rng):
 
 
 def draw_samples(sampler, x_0, twins):
-    """Samples, with lines to the twins that are FAR, beside their twins, (n, 2) each."""
+    """Samples beside their twins, (n, 2) each; a line joins two that are more than FAR apart."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 5.1), layout="constrained")
     far = (x_0 - twins).norm(dim=1) > FAR
     lines = torch.stack([x_0, twins])[:, far]  # (2, how many, 2)

@@ -20,10 +20,10 @@ What to look for in figures/
                           there are so many points that its own error is what is left
 
 Try this
-    python generalization.py --train-steps 200     stopped early: fewer copies, and from up to
-                                                   40 points a smaller error
-    python generalization.py --train-steps 6000    trained longer, a minute: more copies, and from
-                                                   up to 160 points a larger error
+    python generalization.py --train-steps 200     stopped early: fewer copies, and a smaller error
+                                                   on 10 to 40 points
+    python generalization.py --train-steps 6000    trained longer, a minute: more copies, and a
+                                                   larger error on 10 to 160 points
     python generalization.py --num-steps 100       coarse steps: even the minimiser copies less
     python generalization.py --sigma-q 4           so it does: the last noise is 4 times as wide
 """
@@ -156,7 +156,6 @@ def train(points, *, sigma_q, train_steps, rng, batch_size=512, learning_rate=0.
 
 
 # ------------------------------------------ The truth -------------------------------------------
-# There are two: x_0 is one of the training points, or anywhere on the roll.
 
 
 def empirical_denoiser(x_t, t, *, points, sigma_q):
@@ -279,14 +278,15 @@ def draw_denoisers(denoisers, exact, roll, t):
     denoisers: {(name, N): denoiser};  exact: of the whole roll;  roll: as above.
     """
     fig, axes = plt.subplots(1, 3, figsize=(12, 4.9), layout="constrained", sharey=True)
-    theta = torch.linspace(START, END, 3000)
+    theta = torch.linspace(START, END, 2000)
     x_t = curve(theta)
 
     def angle(x_0):  # of the nearest point of the roll
         return theta[torch.cdist(x_0, x_t).argmin(dim=1)]
 
+    best = angle(exact(x_t, t))
     for ax, n in zip(axes, NUM_POINTS):
-        ax.plot(theta, angle(exact(x_t, t)), "k", lw=0.8, label="$D$, of the roll")
+        ax.plot(theta, best, "k", lw=0.8, label="$D$, of the roll")
         for name in ("minimiser", "network"):
             out = angle(denoisers[name, n](x_t, t))
             ax.plot(theta, out, ".", ms=3, mew=0, color=COLORS[name])

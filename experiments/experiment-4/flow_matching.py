@@ -9,9 +9,8 @@ The claim
     5). The lines are straight; the trajectories that follow their mean are not.
 
 The truth beside it
-    Annulus and spiral are simple enough for v_t to be an integral along the spiral:
-    `exact_velocity`. Its squared error on the lines is the least possible, the irreducible part of
-    the loss: x_t does not tell on which line it is. Each sample has a twin, which follows the exact
+    Here v_t is an integral along the spiral: `exact_velocity`. Its loss is the least possible, not
+    0: x_t does not tell which line it is on. Each sample has a twin, which follows the exact
     velocity from the same start, in the same steps.
 
 What to look for in figures/
@@ -77,9 +76,9 @@ def lines(n, t, rng):
 
 
 def flow(velocity, x_1, num_steps):
-    """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt.
+    """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt, for t = 1, 1 - dt, ..., dt.
 
-    x_1: draws of the annulus;  num_steps = 1 / dt;  velocity(x_t, t) -> (n, 2), t a float.
+    x_1: draws of the base;  num_steps = 1 / dt;  velocity(x_t, t) -> like x_t, t a float.
     Yields x_{t-dt} after every step, the last is x_0.
     """
     x_t, dt = x_1, 1 / num_steps
@@ -89,18 +88,16 @@ def flow(velocity, x_1, num_steps):
 
 
 # ------------------------------------------- Learning -------------------------------------------
-VARIANCE_0, VARIANCE_1 = 1.5, 3.8  # of the spiral and of the annulus, per coordinate
+VARIANCE_0, VARIANCE_1 = 1.5, 3.8  # of x_0 and of x_1, per coordinate, rounded
 
 
 class Velocity(nn.Module):
     """A ReLU network that learns v_t(x_t).
 
-    Preconditioned, as the denoiser of experiment 3: c_skip x_t is nearly the best linear guess of
-    x_0 - x_1, and c_out the size of its error. The network learns what that guess misses, in units
-    of c_out. It sees x_t, t, and how far |x_t| is from the edges of t x_1, the annulus on its way:
-    near t = 1, v_t bends at these edges, on the scale 1 - t (1.1 - t in the code is never 0). Waves
-    of x_t at random frequencies, and of t at whole ones, let it bend sharply (Tancik et al., 2020,
-    arXiv 2006.10739).
+    c_skip x_t is nearly the best linear guess of x_0 - x_1, and c_out the size of its error; the
+    layers learn what that guess misses, in units of c_out. They see x_t, t, and how far |x_t| is
+    from the edges of t x_1: near t = 1, v_t bends there, on the scale 1 - t (1.1 - t is never 0).
+    Waves in x_t and in t let them bend sharply (Tancik et al., 2020, arXiv 2006.10739).
     """
 
     def __init__(self, num_waves=32, num_harmonics=10, width=96):
@@ -200,9 +197,9 @@ def exact_velocity(x_t, t):
     means = []
     for x in x_t.split(200):  # to stay in cache
         w = torch.cdist(x, (1 - t) * points)  # |w|, (200, 500)
-        place = (w - grid[0]) / (grid[1] - grid[0])
-        k = place.long().clamp(0, len(grid) - 2)  # w lies between grid[k] and grid[k + 1]
-        log_g_w, h_w = (torch.lerp(f.take(k), f.take(k + 1), place - k) for f in (log_g, h))
+        u = (w - grid[0]) / (grid[1] - grid[0])
+        k = u.long().clamp(0, len(grid) - 2)  # w lies between grid[k] and grid[k + 1]
+        log_g_w, h_w = (torch.lerp(f.take(k), f.take(k + 1), u - k) for f in (log_g, h))
         factor = (WEIGHTS.log() + log_g_w).softmax(dim=1) * h_w / w
         means.append(factor.sum(dim=1, keepdim=True) * x - (1 - t) * factor @ points)
     return (x_t - torch.cat(means)) / (1 - t)
@@ -210,6 +207,7 @@ def exact_velocity(x_t, t):
 
 # ------------------------------------------ Measuring -------------------------------------------
 TIMES = [0.05, 0.2, 0.4, 0.6, 0.8, 0.95]  # at which the velocity is measured
+FAR = 0.5  # half of the distance between two turns of the spiral
 
 
 def measure(velocity, rng, n=4000):
@@ -226,23 +224,20 @@ def measure(velocity, rng, n=4000):
 def least_loss(rng, num_times=40, n=1500):
     """The loss of train with the exact velocity: its irreducible part E|x_0 - x_1 - v_t(x_t)|^2.
 
-    n lines at each of num_times midpoints of t. A velocity f has E|f - v_t|^2 more.
+    That is E|x_0 - x_1|^2 - E|v_t|^2.  n draws of x_t at each of num_times midpoints of t.
     """
-    losses = []
+    squares = []
     for k in range(num_times):
         t = (k + 0.5) / num_times
-        x_t, target = lines(n, t, rng)
-        losses.append((target - exact_velocity(x_t, t)).square().sum(dim=1).mean().item())
-    return sum(losses) / num_times
+        x_t, _ = lines(n, t, rng)
+        squares.append(exact_velocity(x_t, t).square().sum(dim=1).mean().item())
+    return 2 * (VARIANCE_0 + VARIANCE_1) - sum(squares) / num_times
 
 
 def trajectories(name, velocity, x_1, num_steps):
     """The flow from x_1, (n, 2): x_t at t = 1, 1 - dt, ..., 0.  Returns (num_steps + 1, n, 2)."""
     steps = tqdm(flow(velocity, x_1, num_steps), name, num_steps, disable=None)
     return torch.stack([x_1, *steps])
-
-
-FAR = 0.5  # half of the distance between two turns of the spiral
 
 
 def apart(x_0, twins):
@@ -253,6 +248,7 @@ def apart(x_0, twins):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.switch_backend("agg")  # the figures are files: no window
+EXACT, LEARNED = {"color": "0.7", "lw": 5}, {"color": "k", "lw": 1.2}  # one over the other
 
 
 def draw_data(x_0, x_1):
@@ -260,7 +256,7 @@ def draw_data(x_0, x_1):
     fig, ax = plt.subplots(figsize=(5, 5.3), layout="constrained")
     ax.scatter(*x_1.T, s=3, color="C0", label="$x_1$, the annulus")
     ax.scatter(*x_0.T, s=3, color="C1", label="$x_0$, the spiral")
-    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title="From $t = 1$ to $t = 0$")
+    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal")
     fig.legend(loc="outside lower center", ncols=2, markerscale=3)
     return fig
 
@@ -274,12 +270,8 @@ def draw_loss(losses, least):
     ax.plot(range(window - 1, len(losses)), mean, "C0", label=f"mean of {window} steps")
     ax.axhline(least, color="k", ls="--", label=f"exact velocity: {least:.2f}")
     ax.set(xlabel="training step", ylabel="loss, $|f(x_t, t) - (x_0 - x_1)|^2$")
-    ax.set_title("Training loss, and its irreducible part")
     ax.legend()
     return fig
-
-
-EXACT, LEARNED = {"color": "0.7", "lw": 5}, {"color": "k", "lw": 1.2}  # one over the other
 
 
 def draw_velocities(ax, velocity, x_t, t):
@@ -302,7 +294,6 @@ def draw_trajectories(paths, twins, velocity, rng):
     for run, style in [(twins, EXACT), (paths, LEARNED)]:
         axes[1].plot(*run[:, :48].permute(2, 0, 1), **style)
     draw_velocities(axes[2], velocity, lines(150, 0.2, rng)[0], 0.2)
-
     titles = ["Lines through one place at $t$ = 0.5", "Trajectories", "Velocities at $t$ = 0.2"]
     ends = [through, paths[[0, -1], :48], through[:, :0]]  # none in the third panel
     for ax, title, (x_1, x_0) in zip(axes, titles, ends):
@@ -380,7 +371,6 @@ def main(argv=None):
     rng = torch.Generator().manual_seed(args.seed)
 
     velocity, losses = train(train_steps=args.train_steps, rng=rng)
-
     errors = measure(velocity, rng)
     least = least_loss(rng)
 

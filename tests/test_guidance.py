@@ -44,6 +44,13 @@ def test_denoisers_have_the_score_of_the_tilted_density(w):
         np.testing.assert_allclose(score[:, k], difference / (2 * h), atol=1e-5)
 
 
+def test_w_of_1_is_the_conditional_sampler_to_the_letter():
+    of_class = partial(s.gaussian_denoiser, mean=s.CENTERS[0], variance=STD**2)
+    x_1, sigmas = 9 * rng().normal(size=(20, 2)), s.log_uniform(5, 0.01, 9)
+    for got, want in zip(s.ddim(plane(1), x_1, sigmas), s.ddim(of_class, x_1, sigmas)):
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("w", [0, 1, 2, 4, 8])
 def test_laws_are_the_limits_of_recursions(w):
     """Each step multiplies x by a number, and DDPM's adds noise: 40 000 steps, no sample."""

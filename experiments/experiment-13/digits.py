@@ -8,13 +8,13 @@ The claim
 
 The truth beside it
     The data is a finite set of images. So E[x_0 | x_t] is their mean, weighted by p(image | x_t):
-    experiment 2 in 256 dimensions, `exact_denoiser`. With a label it is that over the digit's
-    images. Each sample has a twin, from the same start by the exact denoiser.
+    experiment 2 in 256 dimensions, `exact_denoiser`. With a label: the mean of that digit's images.
+    A sample's twin is what the exact denoiser makes of the same start.
 
 What to look for in figures/
     digits.jpg         the network's digits above their twins; in a column, all have one start
-    excess-vs-t.jpg    left, the network is nearer to the exact denoiser than its first guess, the
-                       Gaussian one; right, on images that neither knew, the exact one can be worse
+    excess-vs-t.jpg    left, the network is nearer to the exact denoiser than the Gaussian one is,
+                       its first guess; right, on new images the exact one can be the worse
     digits.gif         noise becomes digits; DDPM leaves the noise of its last step
 
 Try this
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
@@ -299,21 +299,20 @@ def summary(x_0, twins, label, images, labels):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.switch_backend("agg")  # the figures are files: no window
-COLORS = {"exact": "#0050a0", "Bayes error": "#0050a0", "Gaussian denoiser": "C1"}  # else black
 
 
 def show_digits(ax, rows):
-    """Ten images of each row, from white at -1 to the row's color at 1.  rows: {name: (n, 256)}."""
-    strips = []
-    for name, images in rows.items():
-        ink = (images[:10].reshape(10, SIDE, SIDE).clamp(-1, 1) + 1) / 2
-        ink = nn.functional.pad(ink, (1, 1, 1, 1))  # a margin
-        color = torch.tensor(to_rgb(COLORS.get(name, "black")))
-        strips.append(1 - ink.transpose(0, 1).flatten(1)[..., None] * (1 - color))
-    picture = torch.cat(strips).numpy()
-    ax.imshow(picture, interpolation="nearest", extent=(0, 10, len(rows), 0))
+    """The first ten images of each row, white at -1, ink at 1.  rows: {name: (n, 256)}."""
+    for k, (name, images) in enumerate(rows.items()):
+        squares = images[:10].reshape(10, SIDE, SIDE)
+        squares = nn.functional.pad(squares, (1, 1, 1, 1), value=-1)  # a margin
+        strip = squares.transpose(0, 1).flatten(1).numpy()
+        ink = "#0050a0" if name == "exact" else "black"
+        cmap = LinearSegmentedColormap.from_list("ink", ["white", ink])
+        place = (0, 10, k + 1, k)
+        ax.imshow(strip, cmap, vmin=-1, vmax=1, extent=place, interpolation="nearest")
+    ax.set(xticks=[], ylim=(len(rows), 0))
     ax.set_yticks([k + 0.5 for k in range(len(rows))], [*rows], fontsize=14)
-    ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
@@ -330,8 +329,7 @@ def draw_digits(samples, twins, mean_image):
 def draw_errors(errors):
     """errors: of measure."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
-    for name, row in errors.items():
-        color = COLORS.get(name.split(", ")[-1], "black")
+    for (name, row), color in zip(errors.items(), ["#0050a0", "C1", "k", "#0050a0", "k"]):
         axes[int("new" in name)].plot(TIMES, row, "o-", color=color, label=name)
     for ax, title in zip(axes, ("Images that were learned", "New images")):
         ax.set(xscale="log", xlabel="$t$", ylim=(0, None), title=title)
@@ -352,9 +350,8 @@ def animate(paths, mean_image, sigma_q, num_frames=30):
     def show(k):  # t = k dt
         sigma_t = sigma_q * (k / num_steps) ** 0.5
         ax.clear()
-        show_digits(
-            ax, {name: (x[-1 - k] + mean_image) / (1 + sigma_t) for name, x in paths.items()}
-        )
+        even = 1 + sigma_t  # the same contrast in every frame
+        show_digits(ax, {name: (x[-1 - k] + mean_image) / even for name, x in paths.items()})
         ax.set_title(rf"$\sigma_t$ = {sigma_t:.2f}", fontsize=14)
 
     frames = [round(share**2 * num_steps) for share in torch.linspace(1, 0, num_frames).tolist()]
@@ -418,12 +415,11 @@ def main(argv=None):
     samples, twins, table = {}, {}, {}
     for name, w in weights.items():
         path = sample(denoiser, x_1, label, w, args.num_steps)
-        exact_path = sample(exact, x_1, label, w, args.num_steps)
-        samples[name], twins[name] = path[-1], exact_path[-1]
-        table[name] = summary(path[-1], exact_path[-1], label, images, labels)
-
-    mean = guided(denoiser, label, args.guidance)
-    ddpm_path = [x_1, *ddpm(mean, x_1, args.num_steps, sigma_q, rng)]
+        twin = sample(exact, x_1, label, w, args.num_steps)
+        samples[name], twins[name] = path[-1], twin[-1]
+        table[name] = summary(path[-1], twin[-1], label, images, labels)
+    mean = guided(denoiser, label, args.guidance)  # as the last path
+    noisy = [x_1, *ddpm(mean, x_1, args.num_steps, sigma_q, rng)]
 
     print(f"{'t':26}" + "".join(f"{t:8g}" for t in TIMES))
     for name, row in errors.items():
@@ -437,8 +433,7 @@ def main(argv=None):
         "excess-vs-t": draw_errors(errors),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
-    paths = {"DDIM": path, "exact": exact_path, "DDPM": ddpm_path}  # all guided
-    movie = animate(paths, mean_image, sigma_q)
+    movie = animate({"DDIM": path, "exact": twin, "DDPM": noisy}, mean_image, sigma_q)
     movie.save(args.figures_dir / "digits.gif", writer=PillowWriter(fps=12), dpi=80)
 
 

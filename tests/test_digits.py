@@ -46,6 +46,16 @@ def test_ink_is_the_area_inside_the_outline():
         assert np.abs(off).mean() < 0.02
 
 
+def test_a_missing_font(monkeypatch, capsys):
+    """One line, and status 2."""
+    monkeypatch.setattr(s, "NAMES", ["DejaVuSans", "no-such-font"])
+    with pytest.raises(SystemExit) as end:
+        s.outlines()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no-such-font.ttf" in line
+
+
 @pytest.mark.parametrize("t", [0.004, 0.1, 1.0])
 def test_exact_denoiser(data, t):
     """With a label, the mean over that digit's images; without, over all."""

@@ -25,6 +25,7 @@ Try this
 """
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def outlines():
     """The ten digits in the first font, in the second, ...: 60 paths of height 1, around 0."""
     paths = []
     for name in NAMES:
-        font = FontProperties(fname=FONTS / f"{name}.ttf")
+        file = FONTS / f"{name}.ttf"
+        if not file.is_file():
+            print(f"digits.py: this matplotlib comes without {file}", file=sys.stderr)
+            sys.exit(2)
+        font = FontProperties(fname=file)
         for digit in "0123456789":
             path = TextPath((0, 0), digit, size=1, prop=font)
             box = path.get_extents()

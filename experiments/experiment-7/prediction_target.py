@@ -25,10 +25,14 @@ Try this
     python prediction_target.py --num-steps 1000     steps of the dt of x_{t-dt}: is it saved?
 """
 
-import argparse
 import math
+import os
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
+
+os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 
 import matplotlib.pyplot as plt
 import torch
@@ -259,7 +263,7 @@ def to_twin(x_0, twins):
 
 
 # ----------------------------------------- The figures ------------------------------------------
-plt.switch_backend("agg")  # the figures are files: no window
+plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
 STYLES = {  # of TARGETS: the symbol, color and marker
     "x_{t-dt}": (r"$x_{t-\Delta t}$", "k", "s"),
     "x_0": ("$x_0$", "#D55E00", "o"),
@@ -332,25 +336,25 @@ def draw_samples(samples, twins):
 # ------------------------------------------ Running it ------------------------------------------
 
 
-def options(argv, **table):
-    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on.
-
-    Exits with status 2, before any work, on what is not a number in its range.
-    """
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+def options(argv, **knobs):
+    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = partial(parser.add_argument, metavar="X")
-    add("--figures-dir", type=Path, default=Path(__file__).parent / "figures", help="their folder")
-    for name, (default, least, largest, meaning) in table.items():
+    add("--figures-dir", type=Path, help="default: figures; with other options, a folder in it")
+    for name, (default, least, largest, meaning) in knobs.items():
         text = f"{meaning}: {least:_} to {largest:_}, default {default:_}"
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
     args = parser.parse_args(argv)
-    for name, (_, least, largest, _) in table.items():
+    for name, (_, least, largest, _) in knobs.items():
         if not least <= (value := getattr(args, name)) <= largest:
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: {value} is not from {least:_} to {largest:_}")
+    tried = [f"{name}-{x}" for name, x in vars(args).items() if x != parser.get_default(name)]
+    own = Path(__file__).parent / "figures" / "-".join(tried).replace("_", "-")
+    args.figures_dir = args.figures_dir or own
     try:
         args.figures_dir.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=args.figures_dir).close()
     except OSError as error:
         parser.error(f"argument --figures-dir: {error}")
     return args
@@ -398,6 +402,7 @@ def main(argv=None):
         "samples": draw_samples(samples, twins),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    print(f"figures: {args.figures_dir}")
 
 
 if __name__ == "__main__":

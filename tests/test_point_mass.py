@@ -7,6 +7,7 @@ import point_mass as s
 import pytest
 
 A = np.array([1.5, -0.75])
+BLUE, ORANGE = "#0072B2", "#E69F00"
 
 
 def rng(seed=0):
@@ -68,8 +69,46 @@ def test_distances():
     assert s.root_mean_square(np.array([5.0, 1.0])) == pytest.approx(13**0.5)
 
 
+def test_figures():
+    """Of paths that are no sampler's: each line is its own path, in its own panel and color."""
+    paths = {"DDPM": rng(1).standard_normal((5, 20, 2)), "DDIM": rng(2).standard_normal((5, 20, 2))}
+    t, law = np.array([1, 0.75, 0.5, 0.25, 0]), np.array([9.0, 7.0, 6.0, 2.0, 1.0])
+    planes, graphs = s.draw_paths(paths, A).axes, s.draw_distances(paths, law, A).axes
+    for plane, graph, name, color in zip(planes, graphs, paths, (BLUE, ORANGE)):
+        assert plane.get_title() == graph.get_title() == f"{name}, steps: 4"
+        assert graph.get_xlim()[0] > 1 > 0 > graph.get_xlim()[1]  # sampling runs to the right
+        assert graph.lines[0].get_label() == "samples"
+        for j in range(12):
+            x_t = paths[name][:, j]
+            r_t = np.hypot(*(x_t - A).T)
+            assert plane.lines[j].get_color() == color
+            np.testing.assert_array_equal(plane.lines[j].get_xydata(), x_t)
+            np.testing.assert_allclose(graph.lines[j].get_xydata().T, [t, r_t])
+            if name == "DDIM":  # the exact line and distance, from x_1 to a
+                np.testing.assert_allclose(plane.lines[12 + j].get_xydata(), [x_t[0], A])
+                fine, exact = graph.lines[12 + j].get_xydata().T
+                assert (fine[0], fine[-1]) == (1, 0)
+                np.testing.assert_allclose(exact, fine**0.5 * r_t[0])
+        starts, ends, star = plane.lines[-3:]  # above all others
+        assert starts.get_label() == "$x_1$, draws of the base"
+        assert (ends.get_label(), ends.get_color()) == (f"$x_0$, {name}", color)
+        assert star.get_label() == "$a$, all of the data"
+        for line, points in [(starts, paths[name][0]), (ends, paths[name][-1]), (star, [A])]:
+            np.testing.assert_array_equal(line.get_xydata(), points[:12])
+    assert (graphs[0].get_xlabel(), graphs[0].get_ylabel()) == ("$t$", "$|x_t - a|$")
+    assert planes[1].lines[12].get_label() == r"exact: $a + \sqrt{t}\,(x_1 - a)$"
+    assert graphs[1].lines[12].get_label() == r"exact: $\sqrt{t}\,|x_1 - a|$"
+    rms = np.hypot(*(paths["DDPM"] - A).T).T
+    for line, label, values in [
+        (graphs[0].lines[12], "root mean square of all", (rms**2).mean(axis=1) ** 0.5),
+        (graphs[0].lines[13], "its law", law),
+    ]:
+        assert line.get_label() == label
+        np.testing.assert_allclose(line.get_xydata().T, [t, values])
+
+
 def test_main(tmp_path, capsys, monkeypatch):
-    calls = []
+    calls, printed, drawn = [], [], []
 
     def spy(x_1, num_steps, sigma_q, rng, *, a, original=s.sample):
         paths = original(x_1, num_steps, sigma_q, rng, a=a)
@@ -77,7 +116,13 @@ def test_main(tmp_path, capsys, monkeypatch):
         calls.append((x_1, num_steps, sigma_q, a, paths))
         return paths
 
+    def spy_on_figure(*args, original=s.draw_distances):
+        drawn.extend(args)
+        return original(*args)
+
     monkeypatch.setattr(s, "sample", spy)
+    monkeypatch.setattr(s, "draw_distances", spy_on_figure)
+    monkeypatch.setattr(s, "table", printed.extend)
     flags = "--num-steps 4 --num-samples 10_000 --a-x 1.5 --a-y -0.75 --sigma-q 2"
     s.main([*flags.split(), "--figures-dir", str(tmp_path)])
     ((x_1, num_steps, sigma_q, a, paths),) = calls
@@ -85,13 +130,24 @@ def test_main(tmp_path, capsys, monkeypatch):
     assert x_1.std() == pytest.approx(2, rel=0.03)
     assert abs(x_1.mean()) < 5 * 2 / 20_000**0.5
     assert all(np.array_equal(x_t[0], x_1) for x_t in paths.values())
+    assert drawn[0] is paths
+    np.testing.assert_array_equal(drawn[1], s.ddpm_law(4, 2, a=A))
     names = {"sample-trajectories-ddim", "distance-vs-time"}
     assert {path.stem for path in tmp_path.iterdir()} == {f"experiment-1-{name}" for name in names}
-    _, ddpm_line, ddim_line = capsys.readouterr().out.splitlines()
-    rms, se, law = (float(ddpm_line.replace(",", "").split()[k]) for k in (5, 7, -1))
+
+    line = "data a = (1.5, -0.75), base N(0, 2^2 I), samples of each sampler: 10000, steps: 4"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    heads, (ddpm, rms, se, law), (ddim, error, none, zero) = printed
+    assert heads == ["", "measured", "s.e.", "exact"]
+    assert (ddpm[:4], ddim[:4], none, zero) == ("DDPM", "DDIM", "", "0")
     squares = ((paths["DDPM"][-1] - A) ** 2).sum(axis=1)
-    assert rms == pytest.approx(squares.mean() ** 0.5, abs=1e-4)
-    assert law == pytest.approx(2 * (2 / 4) ** 0.5, abs=1e-4)
-    assert 0 < abs(rms - law) < 5 * se
-    assert se == pytest.approx(squares.std() / 100 / (2 * rms), rel=0.05)
-    assert float(ddim_line.split()[9]) == pytest.approx(5e-3, rel=0.01)
+    assert float(rms) == pytest.approx(squares.mean() ** 0.5, abs=1e-4)
+    assert float(law) == pytest.approx(2 * (2 / 4) ** 0.5, abs=1e-4)
+    assert 0 < abs(float(rms) - float(law)) < 5 * float(se)
+    assert float(se) == pytest.approx(squares.std() / 100 / (2 * squares.mean() ** 0.5), rel=0.05)
+    assert float(error) == pytest.approx(5e-3, rel=0.01)
+
+
+def test_table(capsys):
+    s.table([["", "a", "long"], ["first", "1.25", "2"]])
+    assert capsys.readouterr().out == "          a  long\nfirst  1.25     2\n"

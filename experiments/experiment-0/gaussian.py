@@ -106,7 +106,6 @@ def law(sampler, num_steps, mean_1, std_1, *, mu_0, sigma_0, sigma_q):
     """Exact (mean, std) of what "DDPM" or "DDIM" returns when x_1 ~ N(mean_1, std_1^2).
 
     A step multiplies x_t - mu_0 by 1 - lam + lam slope. DDPM has lam = 1, and adds its noise.
-    All arguments but the first two may be arrays.
     """
     mean, variance, dt = mean_1, std_1**2, 1 / num_steps
     for k in range(num_steps, 0, -1):  # t = k dt
@@ -128,15 +127,14 @@ def wasserstein(a, b):
 # ------------------------------------------ Measuring -------------------------------------------
 SAMPLERS = ("DDPM", "DDIM")
 STEP_COUNTS = np.unique(np.geomspace(1, 10_000, 25).round().astype(int))
-SIGMA_QS = np.geomspace(0.1, 100, 121)
+SIGMA_QS = np.geomspace(0.1, 100, 61)
 
 
 def sample(x_1, num_steps, rng, **data):
     """Runs both samplers from x_1, (n,).  Returns {sampler: x_0, (n,)}."""
-    mean = partial(reverse_mean, **data)
     runs = {
-        "DDPM": ddpm(mean, x_1, num_steps, data["sigma_q"], rng),
-        "DDIM": ddim(mean, x_1, num_steps),
+        "DDPM": ddpm(partial(reverse_mean, **data), x_1, num_steps, data["sigma_q"], rng),
+        "DDIM": ddim(partial(reverse_mean, **data), x_1, num_steps),
     }
     samples = {}
     for name, steps in runs.items():
@@ -160,25 +158,31 @@ def error_vs_steps(**data):
     """{(sampler, start): the error for each of STEP_COUNTS}, start "base" or "p_1"."""
     return {
         (sampler, name): [error(sampler, int(n), start, **data) for n in STEP_COUNTS]
+        for sampler in SAMPLERS
         for name, start in starts(**data).items()
-        for sampler in SAMPLERS
     }
 
 
-def error_vs_sigma_q(*, mu_0, sigma_0):
+def error_vs_sigma_q(mu_0, sigma_0):
     """{(sampler, num_steps): the error from the base for each of SIGMA_QS}."""
-    data = {"mu_0": mu_0, "sigma_0": sigma_0, "sigma_q": SIGMA_QS}
-    base = starts(**data)["base"]
-    return {
-        (sampler, n): error(sampler, n, base, **data)
-        for sampler in SAMPLERS
-        for n in (10, 100, 1000)
-    }
+    errors = {(sampler, n): [] for sampler in SAMPLERS for n in (10, 100, 1000)}
+    for sigma_q in SIGMA_QS.tolist():
+        data = {"mu_0": mu_0, "sigma_0": sigma_0, "sigma_q": sigma_q}
+        for (sampler, n), curve in errors.items():
+            curve.append(error(sampler, n, starts(**data)["base"], **data))
+    return errors
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = {"DDPM": "C0", "DDIM": "C1"}
+BLUE, ORANGE, PINK = "#0072B2", "#E69F00", "#CC79A7"
+COLORS = {"DDPM": BLUE, "DDIM": ORANGE}
+
+
+def density(mean, std):
+    """The density of a Gaussian: x, (200,), and p(x), (200,)."""
+    z = np.linspace(-4, 4, 200)
+    return mean + std * z, np.exp(-(z**2) / 2) / (std * (2 * np.pi) ** 0.5)
 
 
 def draw_histogram(ax, points, exact, wanted, color, label):
@@ -187,24 +191,20 @@ def draw_histogram(ax, points, exact, wanted, color, label):
     exact, wanted: (mean, std);  label: that of wanted.
     """
     ax.hist(points, bins=100, density=True, color="0.8", label="sampled")
-    for (mean, std), style in [
-        (exact, {"color": color, "lw": 2, "label": "law"}),
-        (wanted, {"color": "k", "ls": "--", "label": label}),
-    ]:
-        z = np.linspace(-4, 4, 200)
-        ax.plot(mean + std * z, np.exp(-(z**2) / 2) / (std * (2 * np.pi) ** 0.5), **style)
+    ax.plot(*density(*exact), color=color, lw=2, label="law")
+    ax.plot(*density(*wanted), "k--", label=label)
     ax.legend(loc="upper left")
 
 
 def draw_samples(x_1, samples, num_steps, **data):
     """The base, then what each sampler makes of it."""
-    fig, (left, *axes) = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
-    axes[0].sharex(axes[1])
-    axes[0].sharey(axes[1])
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    axes[1].sharex(axes[2])
+    axes[1].sharey(axes[2])
     base, p_1 = starts(**data).values()
-    draw_histogram(left, x_1, base, p_1, "C2", "$p_1$")
-    left.set(xlabel="$x_1$", ylabel="density", title=r"the base, $N(0, \sigma_q^2)$")
-    for ax, (name, x_0) in zip(axes, samples.items()):
+    draw_histogram(axes[0], x_1, base, p_1, PINK, "$p_1$")
+    axes[0].set(xlabel="$x_1$", ylabel="density", title=r"the base, $N(0, \sigma_q^2)$")
+    for ax, (name, x_0) in zip(axes[1:], samples.items()):
         exact = law(name, num_steps, *base, **data)
         draw_histogram(ax, x_0, exact, p_t(0, **data), COLORS[name], "$p_0$")
         ax.set(xlabel="$x_0$", title=f"{name}, steps: {num_steps}")
@@ -268,6 +268,28 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def report(samples, num_steps, **data):
+    """Rows of table: law and samples from the base; the error from either start."""
+    rows = [["", "mean: law", "sampled", "s.e.", "std: law", "sampled", "s.e."]]
+    rows[0] += ["W_2: from base", "from p_1"]
+    base, p_1 = starts(**data).values()
+    for name, x_0 in samples.items():
+        mean, std = law(name, num_steps, *base, **data)
+        mean_se, std_se = standard_errors(std, len(x_0))
+        numbers = [mean, x_0.mean(), mean_se, std, x_0.std(), std_se]
+        numbers += [error(name, num_steps, start, **data) for start in (base, p_1)]
+        rows.append([name, *(f"{number:.4f}" for number in numbers)])
+    return rows
+
+
 def main(argv=None):
     args = options(
         argv,
@@ -284,20 +306,11 @@ def main(argv=None):
     x_1 = args.sigma_q * rng.standard_normal(args.num_samples)
     samples = sample(x_1, args.num_steps, rng, **data)
 
-    print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), base N(0, {args.sigma_q:g}^2):", end=" ")
-    print(f"{args.num_samples} samples of each sampler, in {args.num_steps} steps from the base")
-    print("              mean of x_0                   std of x_0              W_2(law, data)")
-    print("          law   sampled +- s.e.         law   sampled +- s.e.    from base   from p_1")
-    base, p_1 = starts(**data).values()
-    for name, x_0 in samples.items():
-        mean, std = law(name, args.num_steps, *base, **data)
-        mean_se, std_se = standard_errors(std, len(x_0))
-        from_base, from_p_1 = (error(name, args.num_steps, start, **data) for start in (base, p_1))
-        print(f"{name}{mean:10.4f}{x_0.mean():10.4f} +- {mean_se:.4f}", end=" ")
-        print(f"{std:10.4f}{x_0.std():10.4f} +- {std_se:.4f} {from_base:11.4f}{from_p_1:11.4f}")
-    print(f"data{args.mu_0:10.4f}{args.sigma_0:31.4f}")
+    print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), base N(0, {args.sigma_q:g}^2),", end=" ")
+    print(f"samples of each sampler: {args.num_samples}, steps: {args.num_steps}")
+    table(report(samples, args.num_steps, **data))
 
-    by_sigma_q = error_vs_sigma_q(mu_0=args.mu_0, sigma_0=args.sigma_0)
+    by_sigma_q = error_vs_sigma_q(args.mu_0, args.sigma_0)
     for name, figure in {
         "samples-ddm-ddim-toy-example": draw_samples(x_1, samples, args.num_steps, **data),
         "error-vs-steps": draw_error_vs_steps(error_vs_steps(**data)),

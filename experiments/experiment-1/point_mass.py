@@ -136,7 +136,7 @@ def root_mean_square(distances):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = {"DDPM": "C0", "DDIM": "C1"}
+BLUE, ORANGE = "#0072B2", "#E69F00"
 NUM_DRAWN = 12  # trajectories in a figure
 
 
@@ -149,23 +149,27 @@ def draw_paths(paths, a):
     """The plane, a panel for each sampler.  paths: of sample."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 5.3), layout="constrained", sharey=True)
     drawn = np.stack([x_t[:, :NUM_DRAWN] for x_t in paths.values()])  # (2, num_steps + 1, n, 2)
+    num_steps = drawn.shape[1] - 1
+
+    x_t = drawn[0]
+    axes[0].plot(x_t[..., 0], x_t[..., 1], color=BLUE, lw=0.6, **marks(num_steps))
+
+    x_t = drawn[1]
+    exact = ddim_trajectory(x_t[0], np.array([1.0, 0.0]), a=a)
+    axes[1].plot(x_t[..., 0], x_t[..., 1], color=ORANGE, ls="", **marks(num_steps))
+    lines = axes[1].plot(exact[..., 0], exact[..., 1], "k", lw=0.8)
+    lines[0].set_label(r"exact: $a + \sqrt{t}\,(x_1 - a)$")
+
     low, high = drawn.min(axis=(0, 1, 2)), drawn.max(axis=(0, 1, 2))
     (x, y), side = (low + high) / 2, 0.55 * (high - low).max()
-    for ax, name, x_t in zip(axes, paths, drawn):
-        dots = marks(len(x_t) - 1)
-        lw = {"DDPM": 0.6, "DDIM": 0}[name]  # DDIM's line is the exact one, below
-        ax.plot(x_t[..., 0], x_t[..., 1], color=COLORS[name], lw=lw, **dots)
+    for ax, name, x_t, color in zip(axes, paths, drawn, (BLUE, ORANGE)):
         ax.plot(*x_t[0].T, "o", color="0.5", ms=6, label="$x_1$, draws of the base")
-        ax.plot(*a, "*", color="w", ms=20, mec="k", label="$a$, all of the data")
-        ax.plot(*x_t[-1].T, "o", color=COLORS[name], ms=6, mec="k", label="$x_0$, " + name)
-        ax.set(xlabel="$x$", title=f"{name}, steps: {len(x_t) - 1}", aspect="equal")
+        ax.plot(*x_t[-1].T, "o", color=color, ms=7, mec="k", label=f"$x_0$, {name}")
+        ax.plot(*a, "*", color="none", ms=20, mec="k", mew=1.5, label="$a$, all of the data")
+        ax.set(xlabel="$x$", title=f"{name}, steps: {num_steps}", aspect="equal")
         ax.set(xlim=(x - side, x + side), ylim=(y - side, y + side))
-    exact = ddim_trajectory(drawn[1, 0], np.array([0.0, 1.0]), a=a)
-    axes[1].plot(exact[..., 0], exact[..., 1], "k", lw=0.6, zorder=1)
-    axes[1].plot([], [], "k", lw=0.6, label=r"exact: $a + \sqrt{t}\,(x_1 - a)$")
-    axes[0].set_ylabel("$y$")
-    for ax in axes:
         ax.legend()
+    axes[0].set_ylabel("$y$")
     return fig
 
 
@@ -173,26 +177,24 @@ def draw_distances(paths, law, a):
     """|x_t - a| against t, a panel for each sampler.  paths: of sample;  law: of ddpm_law."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
     num_steps = len(law) - 1
-    t, fine = times(num_steps), np.linspace(0, 1, 200)
+    t, fine = times(num_steps), np.linspace(1, 0, 200)
     dots = {"ls": "", **marks(num_steps)}
 
     r_t = distance(paths["DDPM"], a)
-    rms = root_mean_square(r_t)
-    axes[0].plot(t, r_t[:, :NUM_DRAWN], color="0.8", lw=0.7)
-    axes[0].plot([], [], color="0.8", label="samples")
-    axes[0].plot(t, rms, color="C0", **dots, label="root mean square of all")
+    axes[0].plot(t, r_t[:, :NUM_DRAWN], color="0.8", lw=0.7)[0].set_label("samples")
+    axes[0].plot(t, root_mean_square(r_t), color=BLUE, **dots, label="root mean square of all")
     axes[0].plot(t, law, "k", lw=0.8, label="its law")
 
     x_t = paths["DDIM"][:, :NUM_DRAWN]
-    axes[1].plot(t, distance(x_t, a), color="C1", **dots)
-    axes[1].plot([], [], color="C1", **dots, label="samples")
-    axes[1].plot(fine, distance(ddim_trajectory(x_t[0], fine, a=a), a), "k", lw=0.6)
-    axes[1].plot([], [], "k", lw=0.6, label=r"exact: $\sqrt{t}\,|x_1 - a|$")
+    exact = distance(ddim_trajectory(x_t[0], fine, a=a), a)
+    axes[1].plot(t, distance(x_t, a), color=ORANGE, **dots)[0].set_label("samples")
+    axes[1].plot(fine, exact, "k", lw=0.8)[0].set_label(r"exact: $\sqrt{t}\,|x_1 - a|$")
 
     axes[0].set_ylabel("$|x_t - a|$")
     for ax, name in zip(axes, paths):
-        ax.set(xlabel="$t$ (sampling runs from 1 to 0)", title=f"{name}, steps: {num_steps}")
-        ax.legend(loc="upper left")
+        ax.set(xlabel="$t$", title=f"{name}, steps: {num_steps}")
+        ax.invert_xaxis()
+        ax.legend(loc="upper right")
     return fig
 
 
@@ -223,6 +225,14 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
@@ -243,10 +253,14 @@ def main(argv=None):
     rms = root_mean_square(distance(paths["DDPM"][-1], a))
     rms_se = law[-1] / (2 * args.num_samples**0.5)  # |x_0 - a|^2 is exponential: std = mean
 
-    print(f"data a = ({args.a_x:g}, {args.a_y:g}), base N(0, {args.sigma_q:g}^2 I):", end=" ")
-    print(f"{args.num_samples} samples of each sampler, in {args.num_steps} steps from the base")
-    print(f"DDPM: |x_0 - a| is {rms:.4f} +- {rms_se:.4f}, root mean square; its law: {law[-1]:.4f}")
-    print(f"DDIM: no sample, at any step, is more than {error:.2g} from a + sqrt(t) (x_1 - a)")
+    print(f"data a = ({args.a_x:g}, {args.a_y:g}), base N(0, {args.sigma_q:g}^2 I),", end=" ")
+    print(f"samples of each sampler: {args.num_samples}, steps: {args.num_steps}")
+    rows = [
+        ["", "measured", "s.e.", "exact"],
+        ["DDPM: |x_0 - a|, root mean square", f"{rms:.4f}", f"{rms_se:.4f}", f"{law[-1]:.4f}"],
+        ["DDIM: |x_t - a - sqrt(t) (x_1 - a)|, largest", f"{error:.2g}", "", "0"],
+    ]
+    table(rows)
 
     for name, figure in {
         "sample-trajectories-ddim": draw_paths(paths, a),

@@ -16,8 +16,8 @@ The truth beside it
 What to look for in figures/
     experiment-2-sample-trajectories-ddim.jpg   the border at t = 1 parts the starts; averaged
                                                 plainly, all run to one place, without data
-    velocity-field.jpg                          in noise the arrows point to the mean of the data,
-                                                near the data to one point or the other
+    velocity-field.jpg                          in noise the arrows point between the points, near
+                                                the data to one or the other
 
 Try this
     python two_points.py --weight 0.5     the border halves the base, too
@@ -46,9 +46,13 @@ from tqdm import tqdm
 POINTS = np.array([[-1.5, -1.0], [1.5, 1.0]])
 
 
-def choose(n, rng, *, points, weights):
-    """n draws of x_0.  points: (k, d);  weights: (k,), of sum 1.  Returns (n, d)."""
-    return points[rng.choice(len(points), size=n, p=weights)]
+def noisy(n, rng, *, points, weights, sigma_q):
+    """n draws of p_1: x_1 = x_0 + N(0, sigma_q^2 I).
+
+    points: (k, d);  weights: (k,), of sum 1.  Returns (n, d).
+    """
+    x_0 = points[rng.choice(len(points), size=n, p=weights)]
+    return x_0 + sigma_q * rng.standard_normal(x_0.shape)
 
 
 # --------------------------------------- The reverse mean ---------------------------------------
@@ -59,10 +63,11 @@ def posterior(x_t, t, *, points, weights, sigma_q):
 
     x_t: (n, d), at time t > 0;  points: (k, d);  weights: (k,), positive.  Returns (n, k).
     """
-    squares = ((x_t[:, None] - points) ** 2).sum(axis=2)  # (n, k)
-    logits = np.log(weights) - squares / (2 * sigma_q**2 * t)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    variance = sigma_q**2 * t
+    logits = points @ x_t.T / variance  # (k, n); |x_t|^2 cancels
+    logits += (np.log(weights) - (points**2).sum(axis=1) / (2 * variance))[:, None]
+    odds = np.exp(logits - logits.max(axis=0))
+    return (odds / odds.sum(axis=0)).T
 
 
 def reverse_mean(x_t, t, dt, *, points, weights, sigma_q):
@@ -165,7 +170,8 @@ def mean_distance(x_0, places):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = ["#0072B2", "#E69F00"]  # of the points
+BLUE, ORANGE = "#0072B2", "#E69F00"
+COLORS = [BLUE, ORANGE]  # of the points
 
 
 def backdrop(ax, t, side, title, *, points, weights, sigma_q):
@@ -178,28 +184,29 @@ def backdrop(ax, t, side, title, *, points, weights, sigma_q):
     axis = along(points)
     foot = axis * border(t, points=points, weights=weights, sigma_q=sigma_q)
     across = 3 * side * np.array([-axis[1], axis[0]])
-    ax.plot(*np.stack([foot - across, foot + across]).T, "k--", lw=1.2, label="border at this $t$")
     for i, (a, color) in enumerate(zip(points, COLORS), 1):
-        ax.plot(*a, "*", color=color, ms=16, mec="k", zorder=4, label=f"$a_{i}$")
-    ax.plot([], [], "s", color="0.8", ms=10, label="$p(x_0 = a_i | x_t)$ (shade)")
+        label = f"$a_{i}$; shade: $p(x_0 = a_{i} | x_t)$"
+        ax.plot(*a, "*", color=color, ms=16, mec="k", zorder=4, label=label)
+    ax.plot(*np.stack([foot - across, foot + across]).T, "k--", lw=1.2, label="border at this $t$")
     ax.set(xlabel="$x$", ylabel="$y$", title=title, aspect="equal")
     ax.set(xlim=(-side, side), ylim=(-side, side))
 
 
 def draw_trajectories(bayes, plain, x_1, num_steps, **data):
     """DDIM from the same starts, (n, 2), with either mean.  Colors: of the twins."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 5.7), layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(10, 5.9), layout="constrained")
     side = 1.05 * max(np.abs(x_1).max(), np.abs(data["points"]).max())
     ends = twins(x_1, **data)
     for ax, mean, how in zip(axes, (bayes, plain), ("by the posterior", "plainly")):
         paths = np.array([x_1, *ddim(mean, x_1, num_steps)])  # (num_steps + 1, n, 2)
-        for a, color in zip(data["points"], COLORS):
+        for i, (a, color) in enumerate(zip(data["points"], COLORS), 1):
             own = paths[:, (ends == a).all(axis=1)]
             ax.plot(own[..., 0], own[..., 1], color=color, lw=1.1)
+            ax.plot([], [], color=color, label=f"the ODE goes to $a_{i}$")
         ax.plot(*x_1.T, "o", color="0.2", ms=3.5, label="$x_1$")
         ax.plot(*paths[-1].T, "kx", ms=6, zorder=5, label="$x_0$")
         backdrop(ax, 1, side, f"DDIM, averaged {how} (backdrop: $t$ = 1)", **data)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
@@ -213,6 +220,8 @@ def draw_directions(**data):
         arrows = reverse_mean(grid, t, t, **data) - grid
         style = {"angles": "xy", "scale_units": "xy", "scale": 8, "width": 0.005}
         ax.quiver(*grid.T, *arrows.T, color="0.15", **style)
+        style = {"ls": "", "marker": r"$\rightarrow$", "ms": 16, "mew": 0}
+        ax.plot([], [], color="0.15", **style, label="$(E[x_0|x_t] - x_t)/8$")
         sigma_t = data["sigma_q"] * t**0.5
         backdrop(ax, t, side, rf"$t$ = {t:g}: $\sigma_t$ = {sigma_t:.2g}", **data)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -246,6 +255,22 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def report(name, mean, x_1, num_steps, exact, **data):
+    """A row of table, of DDIM from x_1, (n, d).  exact: the share that the ODE takes to a_1."""
+    x_0 = sample(mean, x_1, num_steps, name)
+    shares = [first_share(x_0, data["points"]), (exact * (1 - exact) / len(x_0)) ** 0.5, exact]
+    apart = mean_distance(x_0, twins(x_1, **data))
+    return [name, *(f"{share:.4f}" for share in shares), f"{apart:.2g}"]
+
+
 def main(argv=None):
     args = options(
         argv,
@@ -256,26 +281,21 @@ def main(argv=None):
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     rng = np.random.default_rng(args.seed)
-    law = {"points": POINTS, "weights": np.array([args.weight, 1 - args.weight])}
-    data = {**law, "sigma_q": args.sigma_q}
+    weights = np.array([args.weight, 1 - args.weight])
+    data = {"points": POINTS, "weights": weights, "sigma_q": args.sigma_q}
     bayes = partial(reverse_mean, **data)
-    plain = partial(plain_mean, **law)
+    plain = partial(plain_mean, points=POINTS, weights=weights)
 
     base = args.sigma_q * rng.standard_normal((args.num_samples, 2))
-    x_0 = choose(args.num_samples, rng, **law)
-    p_1 = x_0 + args.sigma_q * rng.standard_normal(x_0.shape)
-
-    print("samples from        share of a_1   exact   distance to their twins (mean)")
-    for name, x_1, exact in [("p_1", p_1, args.weight), ("the base", base, base_share(**data))]:
-        x_0 = sample(bayes, x_1, args.num_steps, name)
-        share, error = first_share(x_0, POINTS), (exact * (1 - exact) / len(x_0)) ** 0.5
-        apart = mean_distance(x_0, twins(x_1, **data))
-        print(f"{name:14} {share:.4f} +- {error:.4f}   {exact:.4f}   {apart:.2g}")
-
-    x_0 = sample(plain, base, args.num_steps, "averaged plainly")
-    off = mean_distance(x_0, law["weights"] @ POINTS)
-    apart = mean_distance(x_0, twins(base, **data))
-    print(f"averaged plainly: {off:.2g} from the mean of the data, {apart:.2g} from their twins")
+    p_1 = noisy(args.num_samples, rng, **data)
+    share = base_share(**data)
+    rows = [
+        ["samples from", "nearer to a_1", "s.e.", "exact", "mean distance to twins"],
+        report("p_1", bayes, p_1, args.num_steps, args.weight, **data),
+        report("the base", bayes, base, args.num_steps, share, **data),
+        report("the base, averaged plainly", plain, base, args.num_steps, share, **data),
+    ]
+    table(rows)
 
     for name, figure in {
         "experiment-2-sample-trajectories-ddim": draw_trajectories(

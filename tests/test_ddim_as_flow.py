@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import ddim_as_flow as s
 import numpy as np
@@ -90,7 +91,9 @@ def test_all_agree_on_equal_levels(num_steps, sigma_q):
         want.append(means + next_sigma / sigma * (want[-1] - means))
     paths = s.trajectories(known, x_1, num_steps, sigma_q)
     equal = s.on_equal_levels(known, x_1, num_steps, sigma_q)
-    for x in (paths["DDIM"], paths["flow, grid sqrt(t)"], *equal.values()):
+    np.testing.assert_array_equal(paths["flow, grid sqrt(t)"], equal["linear flow, Pseudocode 5"])
+    assert len(equal) == 5
+    for x in (paths["DDIM"], *equal.values()):
         np.testing.assert_allclose(x, want, atol=1e-10)
     even = s.follow(known, np.ones_like, lambda t: sigma_q * t, x_1, s.even(num_steps))[1]
     np.testing.assert_allclose(paths["flow, even grid"], even, atol=1e-10)
@@ -112,26 +115,108 @@ def test_on_even_steps():
         np.testing.assert_allclose(errors, 0.5, atol=1e-12)
 
 
-def test_main(tmp_path, capsys, monkeypatch):
-    calls = []
+def test_drawn_trajectories():
+    """Two starts, three steps, sigma_q = 5. Every number differs from every other."""
+    names = ("DDIM", "flow, grid sqrt(t)", "flow, even grid")
+    paths = dict(zip(names, np.arange(24.0).reshape(3, 4, 2, 1)))
+    fig = s.draw_trajectories(paths, lambda sigma: np.array([[100 + sigma], [300 - sigma]]), 5.0)
+    own, equal = fig.axes
+    assert (own.get_xlabel(), equal.get_xlabel()) == ("$t$", r"noise level $\sigma$")
+    assert (own.get_title()[:12], equal.get_title()[-11:]) == ("Each on its ", "equal noise")
+    t = np.array([1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 0, 0])
+    even, root, data = "linear flow, even grid", r"linear flow, grid $\sqrt{t}$", "the data"
+    for ax, want in [
+        (own, {"DDIM": (t, 0), even: (t, 16)}),
+        (equal, {"DDIM": (5 * t**0.5, 0), even: (5 * t, 16), root: (5 * t**0.5, 8)}),
+    ]:
+        assert ax.xaxis_inverted()  # from noise to data
+        lines = {x.get_label(): x for x in ax.lines}
+        np.testing.assert_array_equal(lines[data].get_xydata(), [[0, -1.1], [0, 1.1]])
+        for name, (x, first) in want.items():
+            got = lines[name].get_xydata()
+            np.testing.assert_allclose(got, np.stack([x, first + np.arange(8)], axis=1))
+            assert lines[name].get_color() == (s.ORANGE if name == "DDIM" else s.SKY)
+    assert set(lines) >= {*want, data, "lines: the ODE's solution"}
+    for (down, up), noise, color in [
+        (own.lines[:2], lambda t: 5 * t**0.5, s.ORANGE),
+        (own.lines[2:4], lambda t: 5 * t, s.SKY),
+        (equal.lines[:2], lambda sigma: sigma, "0.6"),
+    ]:
+        assert down.get_color() == up.get_color() == color
+        np.testing.assert_allclose(down.get_ydata(), 100 + noise(down.get_xdata()))
+        np.testing.assert_allclose(up.get_ydata(), 300 - noise(up.get_xdata()))
 
-    def spy(known, x_1, twins, *args, original=s.on_even_steps):
-        calls.append((x_1, twins(0.5), args, original(known, x_1, twins, *args)))
-        return calls[0][-1]
 
-    monkeypatch.setattr(s, "on_even_steps", spy)
+def test_drawn_schedules():
+    found = {
+        name: (np.array([9, k + 1, 0]), np.array([0, 7 + k, k])) for k, name in enumerate(s.STYLES)
+    }
+    rows, errors = s.draw_schedules(found, 17).axes
+    assert rows.get_title().endswith("time: 17")
+    labels = {y: label.get_text() for y, label in zip(rows.get_yticks(), rows.get_yticklabels())}
+    for (name, (levels, rms)), row, line in zip(found.items(), rows.lines, errors.lines):
+        np.testing.assert_array_equal(row.get_xdata(), levels)
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([levels, rms], axis=1))
+        assert [labels[y] for y in row.get_ydata()] == 3 * [name]
+        assert line.get_label() == name
+        assert line.get_color() == row.get_color() == s.STYLES[name]["color"]
+    assert (errors.get_ylabel(), errors.get_title()[:9]) == (
+        "RMS distance to the twins",
+        "The error",
+    )
+    for ax in (rows, errors):
+        assert ax.xaxis_inverted()
+        assert ax.get_xlabel() == r"noise level $\sigma$"
+
+
+def test_main(tmp_path, monkeypatch):
+    """Starts and twins, what is printed and what is drawn, with measurements that all differ."""
+    calls, tables, saved = [], [], {}
+    found = {
+        "c": (np.array([3, 2, 1.5, 0.7, 0]), np.array([0, 5, 6, 4, 1.0])),
+        "d": (np.array([3, 1, 0.8, 0.2, 0]), np.array([0, 2, 8, 9, 7.0])),
+    }
+
+    def equal(known, x_1, *args):
+        calls.append((known, x_1, *args))
+        ddim = s.trajectories(known, x_1, *args)["DDIM"]
+        return {"a": ddim + 0.03, "b": ddim - 0.5 * (ddim == ddim.max())}
+
+    def even(known, x_1, twins, *args):
+        calls.append((known, x_1, *args))
+        calls.append((known, twins(3.0), *args))
+        return found
+
+    def draw(name, *args):
+        return SimpleNamespace(savefig=lambda path, dpi: saved.update({path.stem: (name, args)}))
+
+    monkeypatch.setattr(s, "on_equal_levels", equal)
+    monkeypatch.setattr(s, "on_even_steps", even)
+    monkeypatch.setattr(s, "table", tables.append)
+    for name in ("draw_trajectories", "draw_schedules"):
+        monkeypatch.setattr(s, name, partial(draw, name))
     s.main(f"--figures-dir {tmp_path} --num-steps 4 --num-samples 20 --sigma-q 3".split())
-    [(x_1, at_half, args, found)] = calls
-    assert args == (4, 3.0)
-    for x, sigma in [(x_1, 3.0), (at_half, 0.5)]:
-        ranks = [left_of(y, sigma, **s.DATA) for y in x[:, 0]]
+
+    for known, x_1, num_steps, sigma_q in calls:
+        assert (num_steps, sigma_q) == (4, 3.0)
+        ranks = [left_of(y, 3.0, **s.DATA) for y in x_1[:, 0]]
         np.testing.assert_allclose(ranks, (np.arange(20) + 0.5) / 20, atol=1e-5)
-    assert {path.stem for path in tmp_path.iterdir()} == {"same-trajectories", "schedules"}
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 9
-    equal, even = (float(line.split()[-1]) for line in lines[1:3])
-    assert equal < 1e-12 < 1 < even
-    for line, (levels, errors) in zip(lines[5:], found.values()):
-        difference, last, largest = (float(word) for word in line.split()[-3:])
-        assert difference < 1e-12
-        assert [last, largest] == pytest.approx([levels[3], max(errors)], rel=6e-3)
+        assert known(x_1[:1], 0.5, 2)[0] == pytest.approx(mean_x_0(x_1[0], 0.5, 2, **s.DATA))
+    assert tables == [
+        [
+            ["DDIM's noise levels, steps: 4", "x / alpha, farthest from Algorithm 2's"],
+            ["a", "3.0e-02"],
+            ["b", "5.0e-01"],
+        ],
+        [
+            ["even steps of its own time: 4", "last level > 0", "largest RMS to twins"],
+            ["c", "0.700", "6"],
+            ["d", "0.200", "9"],
+        ],
+    ]
+    assert saved["schedules"] == ("draw_schedules", (found, 4))
+    drawn, (paths, twins, sigma_q) = saved["same-trajectories"]
+    assert (drawn, sigma_q) == ("draw_trajectories", 3.0)
+    np.testing.assert_equal(paths, s.trajectories(known, twins(3.0), 4, 3.0))
+    ranks = [[left_of(y, sigma, **s.DATA) for y in twins(sigma)[:, 0]] for sigma in (0.5, 3.0)]
+    np.testing.assert_allclose(*ranks, atol=1e-4)

@@ -13,8 +13,9 @@ The claim
 The truth beside it
     On equal noise levels the samplers agree to rounding. In one dimension the trajectories of an
     ODE cannot cross, so each keeps its rank: what starts at the u-quantile of the noised data
-    stays at the u-quantile (`quantile`). This is the solution that all these samplers approach;
-    a sample's twin is on it. Starts are quantiles of p_1: nothing is drawn at random.
+    stays at the u-quantile (`quantile`). All these samplers approach this solution: a sample's
+    twin is here the ODE's solution from the same start, and the error is the root mean square
+    distance to it. Starts are quantiles of p_1: nothing is drawn at random.
 
 What to look for in figures/
     same-trajectories.jpg   two clocks, and one trajectory at equal noise
@@ -85,10 +86,11 @@ def denoiser(x_t, alpha, beta, *, points, weights):
 
     x_t: (n, d);  points: (k, d), with weights: (k,), of sum 1.  Returns (n, d).
     """
-    squares = ((x_t[:, None] - alpha * points) ** 2).sum(axis=2)  # (n, k)
-    logits = np.log(weights) - squares / (2 * beta**2)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds @ points / odds.sum(axis=1, keepdims=True)
+    means = alpha * points  # of x_t, given x_0
+    logits = (means @ x_t.T - (means**2).sum(axis=1, keepdims=True) / 2) / beta**2  # (k, n)
+    logits += np.log(weights)[:, None]
+    odds = np.exp(logits - logits.max(axis=0))
+    return (odds / odds.sum(axis=0)).T @ points
 
 
 def reverse_mean(x_t, t, dt, *, denoiser):
@@ -207,12 +209,16 @@ def follow(denoiser, alpha, beta, x_1, times):
 
 
 def on_equal_levels(denoiser, x_1, num_steps, sigma_q):
-    """Each schedule at the noise levels of Algorithm 2: {name: x / alpha, as `follow` has it}."""
+    """The linear flow by Pseudocode 5, and each schedule, at the noise levels of Algorithm 2.
+
+    Returns {name: x / alpha, (num_steps + 1, n, 1)}.
+    """
     levels = sigma_q * np.sqrt(even(num_steps))
-    return {
-        name: follow(denoiser, alpha, beta, x_1, clock(levels))[1]
-        for name, (alpha, beta, clock) in schedules(sigma_q).items()
-    }
+    paths = trajectories(denoiser, x_1, num_steps, sigma_q)
+    runs = {"linear flow, Pseudocode 5": paths["flow, grid sqrt(t)"]}
+    for name, (alpha, beta, clock) in schedules(sigma_q).items():
+        runs[name] = follow(denoiser, alpha, beta, x_1, clock(levels))[1]
+    return runs
 
 
 def on_even_steps(denoiser, x_1, twins, num_steps, sigma_q):
@@ -232,35 +238,44 @@ def on_even_steps(denoiser, x_1, twins, num_steps, sigma_q):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
+ORANGE, GREEN, PINK, SKY = "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
+STYLES = {
+    "DDIM": {"color": ORANGE, "marker": "o", "ms": 7, "mfc": "none"},
+    "linear flow": {"color": SKY, "marker": "x", "ms": 5, "mew": 1.5},
+    "rectified flow": {"color": GREEN, "marker": ".", "ms": 6},
+    "variance preserving": {"color": PINK, "marker": "^", "ms": 5, "mfc": "none"},
+}
 
 
-def draw_trajectories(paths, solution, levels, sigma_q):
+def draw_trajectories(paths, twins, sigma_q):
     """Against each sampler's own time, and against the noise level.
 
-    paths: of trajectories;  solution: (num_levels, n), the ODE's at levels, (num_levels,).
+    paths: of trajectories, from n starts;  twins(sigma): the solution from them, (n, 1).
     """
     fig, (own, equal) = plt.subplots(1, 2, figsize=(11, 4.9), layout="constrained", sharey=True)
-    x = {name: path[..., 0] for name, path in paths.items()}
-    t = even(len(x["DDIM"]) - 1)
-    ring = {"color": "C0", "ms": 7, "mfc": "none"}
-    cross = {"color": "C1", "ms": 5}
-    own.plot((levels / sigma_q) ** 2, solution, "C0", lw=0.8)
-    own.plot(levels / sigma_q, solution, "C1", lw=0.8)
-    own.plot(t, x["DDIM"], "o", **ring)
-    own.plot(t, x["flow, even grid"], "x", **cross)
+    fine = np.linspace(1, 0, 101)  # of the noise that there is at t = 1
+    solution = np.stack([twins(sigma)[:, 0] for sigma in sigma_q * fine])  # (101, n)
+    t = even(len(paths["DDIM"]) - 1).repeat(solution.shape[1])
+    x = {name: path.ravel() for name, path in paths.items()}
+    rings, crosses = ({"ls": "", **STYLES[name]} for name in ("DDIM", "linear flow"))
+
+    own.plot(fine**2, solution, color=ORANGE, lw=0.8)
+    own.plot(fine, solution, color=SKY, lw=0.8)
+    own.plot(t, x["DDIM"], label="DDIM", **rings)
+    own.plot(t, x["flow, even grid"], label="linear flow, even grid", **crosses)
     own.set(xlabel="$t$", ylabel="$x_t$", title="Each on its own clock, even steps")
-    equal.plot(levels, solution, "0.6", lw=0.8)
-    equal.plot(sigma_q * np.sqrt(t), x["DDIM"], "o", **ring)
-    equal.plot(sigma_q * np.sqrt(t), x["flow, grid sqrt(t)"], "k.", ms=4)
-    equal.plot(sigma_q * t, x["flow, even grid"], "x", **cross)
+
+    equal.plot(sigma_q * fine, solution, color="0.6", lw=0.8)
+    equal.lines[0].set_label("lines: the ODE's solution")
+    equal.plot(sigma_q * t**0.5, x["DDIM"], label="DDIM", **rings)
+    equal.plot(sigma_q * t, x["flow, even grid"], label="linear flow, even grid", **crosses)
+    dots = {"ls": "", "marker": ".", "color": SKY, "label": r"linear flow, grid $\sqrt{t}$"}
+    equal.plot(sigma_q * t**0.5, x["flow, grid sqrt(t)"], ms=6, **dots)
     equal.set(xlabel=r"noise level $\sigma$", title="The same runs at equal noise")
-    equal.plot([], [], "o", **ring, label="DDIM")
-    equal.plot([], [], "x", **cross, label="linear flow, even grid")
-    equal.plot([], [], "k.", ms=4, label=r"linear flow, grid $\sqrt{t}$")
-    equal.plot([], [], "0.6", label="lines: the ODE's solution")
+
     for ax in (own, equal):
-        ax.plot(0 * DATA["points"], DATA["points"], "k*", ms=12, zorder=3)
-    equal.plot([], [], "k*", ms=12, label="the data")
+        ax.plot(0 * DATA["points"], DATA["points"], "k*", ms=12, zorder=3, label="the data")
+        ax.invert_xaxis()
     fig.legend(*equal.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
@@ -268,18 +283,17 @@ def draw_trajectories(paths, solution, levels, sigma_q):
 def draw_schedules(found, num_steps):
     """Noise levels, and errors at them.  found: of on_even_steps."""
     fig, (rows, errors) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    styles = [("C0", "o"), ("C1", "x"), ("k", "."), ("C2", "^")]
-    for row, ((name, (levels, rms)), (color, mark)) in enumerate(zip(found.items(), styles)):
-        rows.plot(levels, np.full(len(levels), -row), mark, color=color, ms=6, mfc="none")
-        errors.plot(levels, rms, mark + "-", color=color, ms=6, lw=1, mfc="none", label=name)
+    for row, (name, (levels, rms)) in enumerate(found.items()):
+        rows.plot(levels, np.full(len(levels), -row), ls="", **STYLES[name])
+        errors.plot(levels, rms, lw=1, label=name, **STYLES[name])
     rows.set(yticks=range(0, -4, -1), yticklabels=found, ylim=(-3.6, 0.6))
-    rows.set(
-        xlabel=r"noise level $\sigma$", title=f"{num_steps} even steps of each schedule's time"
-    )
-    errors.set(xlabel=r"noise level $\sigma$", ylabel="RMS distance to the ODE's solution")
-    errors.set_title("Their error, on the way from right to left")
+    rows.set_title(f"Even steps of each schedule's time: {num_steps}")
+    errors.set(ylabel="RMS distance to the twins", title="The error along the way")
     errors.grid(alpha=0.3)
     errors.legend()
+    for ax in (rows, errors):
+        ax.set_xlabel(r"noise level $\sigma$")
+        ax.invert_xaxis()
     return fig
 
 
@@ -310,6 +324,14 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
@@ -326,24 +348,18 @@ def main(argv=None):
     equal = on_equal_levels(known, x_1, num_steps, sigma_q)
     found = on_even_steps(known, x_1, twins, num_steps, sigma_q)
 
-    print(f"{num_steps} steps from {args.num_samples} starts: largest difference from DDIM")
-    for name in ("flow, grid sqrt(t)", "flow, even grid"):
-        print(f"linear {name:20}{np.abs(paths[name] - paths['DDIM']).max():9.1e}")
-    print("                       x / alpha at        even steps of its own time:")
-    print("                       DDIM's levels    last level > 0   largest RMS to the ODE")
+    rows = [[f"DDIM's noise levels, steps: {num_steps}", "x / alpha, farthest from Algorithm 2's"]]
+    rows += [[name, f"{np.abs(x - paths['DDIM']).max():.1e}"] for name, x in equal.items()]
+    table(rows)
+    rows = [[f"even steps of its own time: {num_steps}", "last level > 0", "largest RMS to twins"]]
     for name, (levels, errors) in found.items():
-        difference = np.abs(equal[name] - paths["DDIM"]).max()
-        print(f"{name:23}{difference:13.1e}{levels[-2]:18.3f}{errors.max():25.3g}")
+        rows.append([name, f"{levels[-2]:.3f}", f"{errors.max():.3g}"])
+    table(rows)
 
     few = partial(quantile, np.array([0.02, 0.2, 0.6, 0.76, 0.83, 0.95]), **DATA)
-    fine = sigma_q * np.linspace(1, 0, 101)
+    paths = trajectories(known, few(sigma_q), num_steps, sigma_q)
     for name, figure in {
-        "same-trajectories": draw_trajectories(
-            trajectories(known, few(sigma_q), num_steps, sigma_q),
-            np.concatenate([few(sigma) for sigma in fine], axis=1).T,
-            fine,
-            sigma_q,
-        ),
+        "same-trajectories": draw_trajectories(paths, few, sigma_q),
         "schedules": draw_schedules(found, num_steps),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)

@@ -16,8 +16,9 @@ The claim
 
 The truth beside it
     The data is a mixture of eight Gaussians, its denoiser is Bayes' rule, and the ODE is solved to
-    nine digits by other means: `solution`. A sample's twin is the solution from the same start, and
-    the error is the root mean square distance of twins. Starts are drawn from the true p_1.
+    nine digits by other means: `solution`. A sample's twin is here the ODE's solution from the same
+    start, and the error is the root mean square distance of samples to their twins. Starts are
+    drawn from the true p_1.
 
 What to look for in figures/
     error-vs-evaluations.jpg   the grid gains more than the solver; both together, most
@@ -25,7 +26,7 @@ What to look for in figures/
     samples.jpg                lines join samples to their twins
 
 Try this
-    python fast_samplers.py --num-evaluations 8    Heun has four steps, and overshoots
+    python fast_samplers.py --num-evaluations 8    Heun has four steps, and stops short
     python fast_samplers.py --sigma-q 40           ten times the noise: the last two grids manage
     python fast_samplers.py --sigma-0 0.02         finer detail: they manage that, too
     python fast_samplers.py --imbalance 8          unequal weights: some samples miss their Gaussian
@@ -34,7 +35,7 @@ Try this
 import math
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -42,6 +43,7 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.collections import LineCollection
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
@@ -66,9 +68,9 @@ def mean_center(x, variance, *, weights):
 
     log w_i - |x - center_i|^2 / (2 variance), but for |x|^2 and |center_i|^2 = 1, alike for all i.
     """
-    logits = np.log(weights) + x @ CENTERS.T / variance  # (n, 8)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds @ CENTERS / odds.sum(axis=1, keepdims=True)
+    logits = CENTERS @ x.T / variance + np.log(weights)[:, None]  # (8, n)
+    odds = np.exp(logits - logits.max(axis=0))
+    return (odds / odds.sum(axis=0)).T @ CENTERS
 
 
 def denoiser(x, sigma, *, weights, sigma_0):
@@ -118,17 +120,14 @@ def dpm_solver_2m(denoiser, x, sigmas):
     in lambda through its last two values, taken at the middle of the step. One evaluation a step.
     The first step has no earlier value, the last is infinitely long in lambda: both stay DDIM's.
     """
-    earlier = None
+    earlier, length_earlier = x, math.inf  # a line through no earlier value is level
     for sigma, next_sigma in zip(sigmas, sigmas[1:]):
-        now = denoiser(x, sigma)
-        straight = now
+        now = middle = denoiser(x, sigma)
         if next_sigma > 0:
             length = math.log(sigma / next_sigma)
-            if earlier:
-                before, length_before = earlier
-                straight = now + length / (2 * length_before) * (now - before)
-            earlier = now, length
-        x = straight + (next_sigma / sigma) * (x - straight)
+            middle = now + length / (2 * length_earlier) * (now - earlier)
+            earlier, length_earlier = now, length
+        x = middle + (next_sigma / sigma) * (x - middle)
         yield x
 
 
@@ -156,7 +155,6 @@ def karras(n, sigma_min, sigma_max, rho=7):
 
 
 SIGMA_MIN = 0.002  # as in Karras et al. (2022)
-SAMPLERS = {"DDIM": ddim, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_2m}
 GRIDS = {
     "uniform t": uniform_t,
     "uniform sigma": uniform_sigma,
@@ -194,11 +192,42 @@ def solution(x, sigma_max, *, weights, sigma_0, num_steps=1000):
 BUDGETS = [8, 15, 30, 60, 125, 250, 500, 1000]  # numbers of evaluations
 
 
+@cache
+def evaluations(solver, num_steps):
+    """How often a solver evaluates the denoiser in num_steps steps: counted, on one point."""
+    evaluated = []
+
+    def counted(x, sigma):
+        evaluated.append(sigma)
+        return x
+
+    for _ in solver(counted, np.zeros((1, 2)), range(num_steps, -1, -1)):
+        pass
+    return len(evaluated)
+
+
+def most_steps(solver, budget):
+    """The most steps with at most `budget` evaluations, found by halving; at least 1."""
+    least, most = 1, budget
+    while least < most:
+        middle = (least + most + 1) // 2
+        if evaluations(solver, middle) <= budget:
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
 def sample(name, grid, budget, denoiser, x_1, sigma_q):
-    """x_0, (n, 2), from x_1 with at most `budget` evaluations.  name, grid: of SAMPLERS, GRIDS."""
-    num_steps = (budget + 1) // 2 if name == "Heun" else budget
-    *_, x_0 = SAMPLERS[name](denoiser, x_1, GRIDS[grid](num_steps, sigma_q))
-    return x_0
+    """x_0, (n, 2), from x_1 with at most `budget` evaluations.  name, grid: of SOLVERS, GRIDS.
+
+    SOLVERS stands under The figures, with colors.
+    """
+    solver, *_ = SOLVERS[name]
+    sigmas = GRIDS[grid](most_steps(solver, budget), sigma_q)
+    for x_t in solver(denoiser, x_1, sigmas):
+        pass
+    return x_t
 
 
 def distance(x_0, twins):
@@ -207,10 +236,10 @@ def distance(x_0, twins):
 
 
 def measure(denoiser, x_1, twins, sigma_q):
-    """The error of each sampler on each grid: {(sampler, grid): one for each of BUDGETS}."""
-    runs = [(name, grid) for grid in GRIDS for name in SAMPLERS]
+    """The error of each solver on each grid: {(solver, grid): one for each of BUDGETS}."""
+    runs = [(name, grid) for grid in GRIDS for name in SOLVERS]
     errors = {}
-    for name, grid in tqdm(runs, "samplers", disable=None):
+    for name, grid in tqdm(runs, "solvers", disable=None):
         samples = [sample(name, grid, budget, denoiser, x_1, sigma_q) for budget in BUDGETS]
         errors[name, grid] = [distance(x_0, twins) for x_0 in samples]
     return errors
@@ -218,8 +247,14 @@ def measure(denoiser, x_1, twins, sigma_q):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = {"DDIM": "#0072B2", "Heun": "#E69F00", "DPM-Solver++(2M)": "#009E73"}
-MARKERS = {"DDIM": "o", "Heun": "s", "DPM-Solver++(2M)": "^"}
+ORANGE, PINK, SKY = "#E69F00", "#CC79A7", "#56B4E9"
+
+# A solver is one entry: the sampler, its color and its marker.
+SOLVERS = {
+    "DDIM": (ddim, ORANGE, "o"),
+    "Heun": (heun, SKY, "s"),
+    "DPM-Solver++(2M)": (dpm_solver_2m, PINK, "^"),
+}
 TITLES = {
     "uniform t": "uniform $t$",
     "uniform sigma": r"uniform $\sigma$",
@@ -232,15 +267,14 @@ def draw_errors(errors):
     """A panel for each grid.  errors: of measure."""
     fig, axes = plt.subplots(1, 4, figsize=(13, 4.2), layout="constrained", sharey=True)
     for ax, grid in zip(axes, GRIDS):
-        for name, color in COLORS.items():
-            style = {"color": color, "marker": MARKERS[name], "ms": 5, "label": name}
-            ax.loglog(BUDGETS, errors[name, grid], **style)
+        for name, (_, color, marker) in SOLVERS.items():
+            ax.loglog(BUDGETS, errors[name, grid], color=color, marker=marker, ms=5, label=name)
         ax.set(xlabel="evaluations of the denoiser", title=TITLES[grid])
         ax.set_xticks(BUDGETS, BUDGETS, fontsize=9)
         ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("RMS distance to the twins")
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(SOLVERS))
     return fig
 
 
@@ -251,32 +285,33 @@ def draw_grids(num_steps, sigma_q, sigma_0):
     ax.axvspan(zero / 2, sigma_0, color="0.9", lw=0)
     for row, grid in enumerate(GRIDS):
         sigmas = np.maximum(GRIDS[grid](num_steps, sigma_q), zero)
-        ax.plot(sigmas, np.full(len(sigmas), -row), "o-", color="#0072B2", mfc="w")
-    ax.set_yticks(range(0, -4, -1), TITLES.values())
+        ax.plot(sigmas, np.full(len(sigmas), -row), "o-", color="k", mfc="w")
+    ax.set_yticks(range(0, -4, -1), [TITLES[grid] for grid in GRIDS])
     ticks = [zero, SIGMA_MIN, 0.01, 0.1, 1, 10, 100]
     ax.set(xscale="log", xlabel=r"noise level $\sigma$", ylim=(-3.6, 0.6))
     ax.set_xticks(ticks, ["0", *map("{:g}".format, ticks[1:])])
     ax.set_xticks([], minor=True)
-    ax.set_xlim(zero / 2, 1.5 * max(sigma_0, sigma_q))
-    ax.set_title(rf"{num_steps} steps on each grid; grey: below $\sigma_0$ = {sigma_0:g}")
+    ax.set_xlim(1.5 * max(sigma_0, sigma_q), zero / 2)
+    ax.set_title(rf"Steps on each grid: {num_steps}; grey: below $\sigma_0$ = {sigma_0:g}")
     return fig
 
 
 def draw_samples(samples, twins, num_evaluations):
-    """Samplers by grids, with lines to the twins.  samples: {(sampler, grid): (n, 2)}."""
-    fig, axes = plt.subplots(3, 4, figsize=(10, 8), layout="constrained")
+    """Solvers by grids, with lines to the twins.  samples: {(solver, grid): x_0, (n, 2)}."""
+    size = (10, 0.5 + 2.5 * len(SOLVERS))
+    fig, axes = plt.subplots(len(SOLVERS), 4, figsize=size, layout="constrained")
     side = 1.25 * np.abs(twins).max()
-    for ax, ((name, grid), x_0) in zip(axes.T.flat, samples.items()):
-        lines = np.stack([x_0, twins])[:, :300]  # (2, 300, 2)
-        ax.plot(lines[..., 0], lines[..., 1], "0.65", lw=0.6)
-        ax.plot(*lines[1].T, ".", color="0.45", ms=4, mew=0)
-        ax.plot(*lines[0].T, ".", color=COLORS[name], ms=4, mew=0)
-        ax.set(xlim=(-side, side), ylim=(-side, side), aspect="equal", xticks=[], yticks=[])
+    for row, (name, (_, color, _)) in zip(axes, SOLVERS.items()):
+        for ax, grid in zip(row, GRIDS):
+            lines = np.stack([samples[name, grid], twins], axis=1)[:300]  # (300, 2, 2)
+            ax.add_collection(LineCollection(lines, colors="0.65", lw=0.6))
+            ax.plot(*lines[:, 1].T, ".", color="0.3", ms=4, mew=0, label="twins")
+            ax.plot(*lines[:, 0].T, ".", color=color, ms=4, mew=0, label=name)
+            ax.set(xlim=(-side, side), ylim=(-side, side), aspect="equal", xticks=[], yticks=[])
+        row[0].set_ylabel(name, color=color, fontsize=12)
     for ax, grid in zip(axes[0], GRIDS):
         ax.set_title(TITLES[grid])
-    for ax, name in zip(axes[:, 0], SAMPLERS):
-        ax.set_ylabel(name, color=COLORS[name], fontsize=12)
-    fig.suptitle(f"At most {num_evaluations} evaluations; grey: the twins")
+    fig.suptitle(f"Evaluations: at most {num_evaluations}; grey: the twins")
     return fig
 
 
@@ -307,10 +342,18 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
-        num_evaluations=(15, 1, 1000, "evaluations in the pictures"),
+        num_evaluations=(15, 2, 1000, "evaluations in the pictures"),
         num_samples=(1000, 1, 10**6, "samples of each sampler"),
         sigma_0=(0.05, 0.01, 1.0, "std of each Gaussian"),
         sigma_q=(4.0, 0.1, 100.0, "std of the noise at t = 1"),
@@ -329,10 +372,11 @@ def main(argv=None):
     errors = measure(known, x_1, twins, args.sigma_q)
     samples = {run: sample(*run, args.num_evaluations, known, x_1, args.sigma_q) for run in errors}
 
-    print("error" + "".join(f"{grid:^24}" for grid in GRIDS))
-    print("up to" + "".join(f"{name.split('-')[0]:>8}" for name, _ in errors))
-    for budget, row in zip(BUDGETS, zip(*errors.values())):
-        print(f"{budget:5}" + "".join(f"{error:8.2g}" for error in row))
+    rows = [["RMS distance to twins, evaluations <=", *map(str, BUDGETS)]]
+    for grid in ("uniform t", "rho = 7"):  # the others are in the figure
+        for name in SOLVERS:
+            rows.append([f"{name}, {grid}", *(f"{error:.2g}" for error in errors[name, grid])])
+    table(rows)
 
     for name, figure in {
         "error-vs-evaluations": draw_errors(errors),

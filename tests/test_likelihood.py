@@ -1,22 +1,20 @@
-"""Experiment 10 held to references that share no code with it."""
+"""Experiment 10 held to references that share no code with it.  Mixture: test_nearly_gaussian."""
 
+import contextlib
+import io
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import likelihood as s
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
-DATA = {"sigma_0": 0.3, "sigma_q": 2.0}
-EXACT = partial(s.tweedie, **DATA)
-
-
-def draws(n, t, seed):
-    """n draws of x_0 and x_t, without the script."""
-    rng = np.random.default_rng(seed)
-    x_0 = np.where(rng.random(n) < 0.6, -1, 1) + 0.3 * rng.standard_normal(n)
-    return x_0, x_0 + 2 * t**0.5 * rng.standard_normal(n)
+DATA = s.Mixture(sigma_0=0.3, sigma_q=2.0)
+EXACT = partial(s.tweedie, mixture=DATA)
 
 
 def bent(x_t, t):
@@ -28,46 +26,30 @@ def normal(x, mean, variance):
     return np.exp(-((x - mean) ** 2) / (2 * variance)) / (2 * math.pi * variance) ** 0.5
 
 
-def test_mixture():
-    """Its share on the left, and its moments."""
-    x_0 = s.mixture(100_000, np.random.default_rng(0), sigma_0=0.3)
-    assert (x_0 < 0).mean() == pytest.approx(0.6, abs=5 * 0.5 / 1e5**0.5)
-    assert x_0.mean() == pytest.approx(-0.2, abs=5 * 1.03 / 1e5**0.5)
-    assert x_0[x_0 < 0].std() == pytest.approx(0.3, rel=0.02)
-
-
-@pytest.mark.parametrize("t", [0.0, 0.01, 0.5, 1.0])
-def test_density_score_and_denoiser(t):
-    """Against sums of two normal densities, and Bayes' rule on a grid of x_0."""
-    x = np.array([-3.0, -1.2, 0.0, 0.1, 2.0])
-    p = 0.6 * normal(x, -1, 0.09 + 4 * t) + 0.4 * normal(x, 1, 0.09 + 4 * t)
-    assert s.log_density(x, t, **DATA) == pytest.approx(np.log(p))
-    difference = s.log_density(x + 1e-5, t, **DATA) - s.log_density(x - 1e-5, t, **DATA)
-    assert s.score(x, t, **DATA) == pytest.approx(difference / 2e-5, rel=1e-5)
-    if t > 0:
-        x_0 = np.linspace(-4, 4, 4001)
-        joint = 0.6 * normal(x_0, -1, 0.09) + 0.4 * normal(x_0, 1, 0.09)
-        joint = joint * normal(x[:, None], x_0, 4 * t)
-        mean = joint @ x_0 / joint.sum(axis=1)
-        assert EXACT(x, t) == pytest.approx(mean, abs=1e-6)
-        tweedie = x + 4 * t / 3 * s.score(x, t, **DATA)
-        assert s.reverse_mean(x, t, t / 3, denoiser=EXACT) == pytest.approx(tweedie)
+@pytest.mark.parametrize("t", [0.01, 0.5, 1.0])
+def test_denoiser(t):
+    """Against Bayes' rule on a grid of x_0; its reverse mean is that of a bridge to x_0."""
+    x, x_0 = np.array([-3.0, -1.2, 0.0, 0.1, 2.0]), np.linspace(-4, 4, 4001)
+    joint = 0.6 * normal(x_0, -1, 0.09) + 0.4 * normal(x_0, 1, 0.09)
+    joint = joint * normal(x[:, None], x_0, 4 * t)
+    mean = joint @ x_0 / joint.sum(axis=1)
+    assert EXACT(x, t) == pytest.approx(mean, abs=1e-6)
+    assert s.reverse_mean(x, t, t / 3, denoiser=EXACT) == pytest.approx(mean / 3 + 2 / 3 * x)
 
 
 def test_network_predicts():
     """With a last layer that gives .5: x_0 = .5, or noise = .5; losses of that."""
     x_0, noise, t = torch.tensor([[1.0, -2.0], [0.3, 0.9], [0.25, 1.0]])
     x_t = x_0 + 2 * t**0.5 * noise
-    for predicts, power, want, loss in [
-        ("x_0", 0, [0.5, 0.5], (0.5**2 + 2.5**2) / 2),
-        ("x_0", 2, [0.5, 0.5], (0.5**2 * 16 + 2.5**2) / 2),
-        ("noise", 1, [1.3 - 0.5, -0.2 - 1.0], 4 * (0.2**2 + 0.4**2) / 2),
+    for (predicts, power), want, loss in [
+        (s.LOSSES["x_0"], [0.5, 0.5], (0.5**2 + 2.5**2) / 2),
+        (s.LOSSES["x_0, ELBO's weight"], [0.5, 0.5], (0.5**2 * 16 + 2.5**2) / 2),
+        (s.LOSSES["noise"], [1.3 - 0.5, -0.2 - 1.0], 4 * (0.2**2 + 0.4**2) / 2),
     ]:
         network = s.Network(predicts, 2.0).requires_grad_(False)
         network.layers[-1].weight.zero_()
         network.layers[-1].bias.fill_(0.5)
         assert network(x_t, t).tolist() == pytest.approx(want)
-        assert s.on_arrays(network)(x_t.double().numpy(), 1.0)[1] == pytest.approx(want[1])
         assert s.weighted_loss(network, x_0, t, noise, power).item() == pytest.approx(loss)
 
 
@@ -78,13 +60,13 @@ def test_gradients():
     """
     torch.manual_seed(0)
     network = s.Network("x_0", 2.0, width=8).double()
-    bias, x = network.layers[4].bias, s.grid(**DATA)
+    bias, x = network.layers[4].bias, DATA.grid()
 
     def expected(shift):
         bias.data += shift
         bound = s.elbo(lambda x, t: network(torch.from_numpy(x), t).detach().numpy(), x, 4, 2.0)
         bias.data -= shift
-        return s.average(bound, x, 0, **DATA)
+        return DATA.average(bound, 0)
 
     ways = 1e-5 * torch.eye(8, dtype=torch.double)
     slopes = torch.tensor([expected(way) - expected(-way) for way in ways]) / 2e-5
@@ -103,17 +85,38 @@ def test_gradients():
     assert slopes.norm().item() == pytest.approx(gradient.norm().item() / 8, rel=0.02)
 
 
-def test_it_learns():
-    """To the Bayes error, averaged over the times of the steps."""
+def test_it_learns(monkeypatch):
+    """The exact denoiser, from the times of the steps, each as often, and from the noise."""
+    batches, rates, weights = [], [], []
+
+    def spy(network, x_0, t, noise, power, original=s.weighted_loss):
+        batches.append(torch.stack([x_0, t, noise]))
+        weights.append(network.layers[0].weight.detach().clone())
+        assert (network.predicts, power) == ("x_0", 1)
+        return original(network, x_0, t, noise, power)
+
+    def adam(parameters, original=torch.optim.Adam, **settings):
+        optimizer = original(parameters, **settings)
+        optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    monkeypatch.setattr(s, "weighted_loss", spy)
+    monkeypatch.setattr(torch.optim, "Adam", adam)
     rng = np.random.default_rng(0)
-    network, losses = s.train("x_0", 0, num_steps=5, train_steps=300, rng=rng, **DATA)
-    bayes = []
-    for k in range(1, 6):
-        x_0, x_t = draws(50_000, k / 5, k)
-        bayes.append(((x_0 - EXACT(x_t, k / 5)) ** 2).mean())
-    assert len(losses) == 300
-    assert np.mean(losses[-100:]) == pytest.approx(np.mean(bayes), rel=0.03)
-    assert s.parts(s.on_arrays(network), 5, **DATA)[1] < 0.01
+    denoiser = s.train("x_0", 1, num_steps=5, mixture=DATA, train_steps=200, rng=rng)
+    assert s.parts(denoiser, 5, DATA)[1] < 0.01
+    assert max(rates) == pytest.approx(0.006, rel=1e-3)  # in one cycle, down to nearly 0
+    assert rates[-1] < 1e-6
+    x_0, t, noise = torch.cat(batches, dim=1)
+    n = len(t)
+    assert n == 200 * 512
+    assert torch.allclose(t.unique(), torch.arange(1, 6) / 5)
+    assert t.mean().item() == pytest.approx(0.6, abs=5 * 0.28 / n**0.5)
+    assert [x_0.mean().item(), noise.mean().item()] == pytest.approx([-0.2, 0], abs=5 / n**0.5)
+    assert [x_0.var().item(), noise.var().item()] == pytest.approx([1.05, 1], rel=0.02)
+    assert x_0[x_0 < 0].std().item() == pytest.approx(0.3, rel=0.02)
+    s.train("x_0", 1, num_steps=5, mixture=DATA, train_steps=1, rng=np.random.default_rng(1))
+    assert not torch.allclose(weights[0], weights[-1], atol=0.1)  # the seed's own first weights
 
 
 @pytest.mark.parametrize("x_0", [-1.3, 0.2])
@@ -121,13 +124,13 @@ def test_elbo_is_a_sum_over_bridges(x_0):
     """KL divergences of Gaussians along draws of x_t given x_0, five standard errors."""
     n, num_steps = 100_000, 6
     rng, dt = np.random.default_rng(2), 1 / num_steps
-    x = s.grid(**DATA)
+    x = DATA.grid()
     bound = np.interp(x_0, x, s.elbo(bent, x, num_steps, 2.0))
     total = np.full(n, -(x_0**2) / 8)  # -KL(p(x_1 | x_0) || base)
     for k in range(num_steps, 0, -1):
         t = k * dt
         x_t = x_0 + 2 * t**0.5 * rng.standard_normal(n)
-        mean = s.reverse_mean(x_t, t, dt, denoiser=bent)
+        mean = bent(x_t, t) / k + (1 - 1 / k) * x_t
         if k == 1:
             total += np.log(normal(x_0, mean, 4 * dt))
         else:
@@ -140,104 +143,111 @@ def test_elbo_is_a_sum_over_bridges(x_0):
 @pytest.mark.parametrize("denoiser", [EXACT, bent])
 def test_bound_and_identity(denoiser, num_steps):
     """ELBO <= log q_0 at every x; E log p_0 - E ELBO is the sum of the parts."""
-    bound, log_q = s.measure(denoiser, num_steps, **DATA)
-    near = abs(s.grid(**DATA)) < 4
+    x = DATA.grid()
+    p_0 = 0.6 * normal(x, -1, 0.09) + 0.4 * normal(x, 1, 0.09)
+    p_1 = 0.6 * normal(x, -1, 4.09) + 0.4 * normal(x, 1, 4.09)
+    log_p, log_q, bound = s.measure(denoiser, num_steps, DATA)
+    near = abs(x) < 4
+    assert log_p[near] == pytest.approx(np.log(p_0[near]))
     assert (bound < log_q)[near].all()
-    three, gap, kl = s.measure_gap(denoiser, num_steps, **DATA)
-    assert gap == pytest.approx(three.sum(), abs=1e-5)
+    gap, steps, learning, base, kl = s.measure_gap(denoiser, num_steps, DATA)
+    assert gap == pytest.approx((x[1] - x[0]) * p_0 @ (log_p - bound))
+    assert kl == pytest.approx((x[1] - x[0]) * p_0 @ (log_p - log_q))
+    assert gap == pytest.approx(steps + learning + base, abs=1e-5)
+    assert base == pytest.approx((x[1] - x[0]) * p_1 @ np.log(p_1 / normal(x, 0, 4)))
     assert 0 < kl < gap
-    assert three[0] > 0
-    assert (three[1] > 0.001) == (denoiser is bent)
+    assert steps > 0
+    assert (learning > 0.001) == (denoiser is bent)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.5])
-def test_output_of_a_linear_denoiser(slope):
-    """Gaussian, of a variance that obeys a recursion; a tail below any float is still a number."""
-    x, num_steps, variance = s.grid(**DATA), 100, 4.0
-    mean = partial(s.reverse_mean, denoiser=lambda x_t, t: 0.3 + slope * (x_t - 0.3))
-    center = 0.0
-    for k in range(num_steps, 0, -1):
-        factor = slope / k + 1 - 1 / k
-        center = 0.3 + factor * (center - 0.3)
-        variance = factor**2 * variance + 4 / num_steps
-    log_q = s.log_output(mean, x, num_steps, 2.0)
-    near = abs(x) < (8 if slope == 0 else 2)
-    want = -((x - center) ** 2) / (2 * variance) - np.log(2 * math.pi * variance) / 2
-    assert log_q[near] == pytest.approx(want[near], abs=1e-6)
-    assert np.isfinite(log_q).all()
+# ------------------------------------ What is drawn and printed --------------------------------
 
 
-def test_flow():
-    """It keeps the share to the left of every point, from p_0 to p_1; so it is known."""
+def test_what_is_drawn():
+    x, curves = np.array([-3, -1, 0, 1.0]), np.random.default_rng(0).uniform(1, 2, (2, 3, 4))
+    for ax, n, logs in zip(s.draw_bound({7: curves[0], 9: curves[1]}, x).axes, (7, 9), curves):
+        assert ax.get_title() == f"exact denoiser, number of steps: {n}"
+        lines = {line.get_label(): line.get_xydata().T for line in ax.lines}
+        labels = [r"$\log\,p_0(x)$, the data", r"$\log\,q_0(x)$, what DDPM returns"]
+        for label, y in zip([*labels, "ELBO$(x)$, the bound"], logs):
+            assert np.array_equal(lines.pop(label), [x[1:], y[1:]])
+        assert not lines
+        colors = [to_hex(line.get_color()).upper() for line in ax.lines]
+        assert colors == ["#000000", s.BLUE, s.PINK]
 
-    def share(x, variance):
-        erf = [math.erf((x - center) / (2 * variance) ** 0.5) for center in (-1, 1)]
-        return (1 + 0.6 * erf[0] + 0.4 * erf[1]) / 2
-
-    x = np.array([-1.5, -0.7, 0.05, 0.8, 1.4])
-    want = []
-    for point in x:
-        low, high = -30.0, 30.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            lower = share(middle, 4.09) < share(point, 0.09)
-            low, high = (middle, high) if lower else (low, middle)
-        p_0, p_1 = (
-            0.6 * normal(z, -1, v) + 0.4 * normal(z, 1, v) for z, v in ((point, 0.09), (low, 4.09))
-        )
-        want.append(math.log(p_0 / p_1 * normal(low, 0, 4)))
-    assert s.log_flow(x, **DATA) == pytest.approx(want, abs=2e-4)
-    x = s.grid(**DATA)
-    kl = s.average(s.log_density(x, 0, **DATA) - s.log_flow(x, **DATA), x, 0, **DATA)
-    assert kl == pytest.approx(s.parts(EXACT, 1, **DATA)[2], abs=2e-5)
-
-
-def test_disturbed():
-    """At equal cost, the pushes of the last steps do most harm, and alternating ones none."""
-    kls, pushes = {}, {}
-    for where, denoiser in {"none": EXACT, **s.disturbed(EXACT, 0.05, 50, 2.0)}.items():
-        (_, learning, _), _, kls[where] = s.measure_gap(denoiser, 50, **DATA)
-        assert learning == pytest.approx(0.05 if where != "none" else 0)
-        pushes[where] = [np.sign(denoiser(0.0, k / 50) - EXACT(0.0, k / 50)) for k in range(1, 51)]
-    harm = {where: kl - kls["none"] for where, kl in kls.items()}
-    assert 0.05 > harm["all steps"] > harm["last tenth"] > 4 * harm["first tenth"] > 0
-    assert abs(harm["alternating"]) < harm["first tenth"]
-    assert pushes["last tenth"] == [1] * 5 + [0] * 45
-    assert pushes["first tenth"] == [0] * 45 + [1] * 5
-    assert pushes["alternating"] == [-1, 1] * 25
+    names = ["exact", "x_0", "noise"]
+    gaps = np.random.default_rng(1).uniform(1, 2, (3, 5))
+    ax = s.draw_parts(dict(zip(names, gaps)), 30).axes[0]
+    assert ax.get_title().endswith("number of steps: 30")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["exact", "$x_0$", "noise"]
+    bars = {bars.get_label(): [(b.get_y(), b.get_height()) for b in bars] for bars in ax.containers}
+    _, steps, learning, base, kl = gaps.T
+    for label, low, high in [
+        ("steps", 0 * steps, steps),
+        ("base", steps, base),
+        ("learning", steps + base, learning),
+    ]:
+        np.testing.assert_allclose(bars.pop(label), np.transpose([low, high]))
+    assert not bars
+    assert np.array_equal(ax.lines[0].get_ydata(), kl)
+    assert ax.lines[0].get_label() == r"KL$(p_0\,\|\,q_0)$ of the output"
 
 
 def test_main(tmp_path, capsys, monkeypatch):
-    trained, measured = [], []
+    """Wiring; each number printed or drawn is that of the function it comes from."""
+    data, trained, tables, saved = s.Mixture(0.3, 1.5), [], [], {}
+    exact = partial(s.tweedie, mixture=data)
 
-    def spy_train(*loss, rng, original=s.train, **settings):
-        trained.append((loss, settings, rng.bit_generator.state))
-        return original(*loss, rng=rng, **settings)
+    def train(*loss, rng, **settings):
+        trained.append((loss, settings, rng.standard_normal()))
+        shift = len(trained) / 10
+        return lambda x_t, t: exact(x_t, t) + shift * t
 
-    def spy_measure(denoiser, num_steps, original=s.measure_gap, **data):
-        measured.append((num_steps, data))
-        return original(denoiser, num_steps, **data)
+    class Figure:
+        def __init__(self, name, *arguments):
+            self.savefig = lambda path, dpi: saved.update({path.name: (name, *arguments)})
 
-    monkeypatch.setattr(s, "train", spy_train)
-    monkeypatch.setattr(s, "measure_gap", spy_measure)
-    monkeypatch.setattr(s, "STEP_COUNTS", [10, 100])
-    s.main(f"--figures-dir {tmp_path} --train-steps 30 --num-steps 20 --cost 0.03".split())
-    assert [loss for loss, _, _ in trained] == [("x_0", 0), ("x_0", 2), ("noise", 1)]
-    for _, settings, state in trained:
-        assert settings == {"num_steps": 20, "train_steps": 30, **DATA}
-        assert state == trained[0][2]  # the same first weights, the same draws
-    assert measured == [(20, DATA)] * 8
-    assert {path.stem for path in tmp_path.iterdir()} == {"bound", "three-parts"}
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
-    assert lines[2].split() == ["100", "-0.8868", "-0.9046", "-1.0056"]
-    for line in lines[4:8]:
-        gap, *three, kl = map(float, line[20:].split())
-        assert gap == pytest.approx(sum(three), abs=2e-4)
-        assert 0 < kl < gap
-        assert (three[1] == 0) == line.startswith("exact")
-    assert lines[8].endswith(" 0.0199")
-    assert float(lines[8].split()[5].rstrip(";")) < 1e-10
-    worst = s.disturbed(EXACT, 0.03, 20, 2.0)["all steps"]
-    kl = s.measure_gap(worst, 20, **DATA)[2]
-    assert lines[9].startswith(f"KL(p_0 || q_0), learning 0.03: all steps {kl:.4f}")
+    for name in ("draw_bound", "draw_parts"):
+        monkeypatch.setattr(s, name, partial(Figure, name))
+    monkeypatch.setattr(s, "train", train)
+    monkeypatch.setattr(s, "table", tables.append)
+    monkeypatch.setattr(s, "STEP_COUNTS", [3, 10, 100])
+    options = "--train-steps 30 --num-steps 20 --sigma-q 1.5 --seed 4"
+    s.main(f"--figures-dir {tmp_path} {options}".split())
+    settings = {"num_steps": 20, "train_steps": 30, "mixture": data}
+    first = np.random.default_rng(4).standard_normal()  # the same weights and draws for all
+    losses = [("x_0", 0), ("x_0", 2), ("noise", 1)]
+    assert trained == [(loss, settings, first) for loss in losses]
+
+    heading, *rows = tables[0]
+    assert heading == ["steps (exact denoiser)", "E log p_0", "E log q_0", "E ELBO"]
+    drawn, curves, x = saved["bound.jpg"]
+    assert (drawn, [*curves]) == ("draw_bound", [10, 100])
+    assert np.array_equal(x, data.grid())
+    for n, row in zip((3, 10, 100), rows):
+        logs = s.measure(exact, n, data)
+        assert row == [f"{n}", *(f"{data.average(log, 0):.4f}" for log in logs)]
+        assert n == 3 or np.array_equal(curves[n], logs)
+
+    heading, *rows = tables[1]
+    assert heading == ["20 steps", "gap", "steps", "learning", "base", "KL(p_0 || q_0)"]
+    drawn, gaps, num_steps = saved["three-parts.jpg"]
+    assert (drawn, num_steps) == ("draw_parts", 20)
+    assert [*gaps] == ["exact", "x_0", "x_0, ELBO's weight", "noise"]
+    for (name, gap), row in zip(gaps.items(), rows):
+        assert row == [name, *(f"{value:.4f}" for value in gap)]
+    assert np.array_equal(gaps["exact"], s.measure_gap(exact, 20, data))
+    shifts = [0, 0.1, 0.2, 0.3]
+    assert [g[2] for g in gaps.values()] == pytest.approx([c**2 / 4.5 for c in shifts])
+    off = max(abs(g[0] - sum(g[1:4])) for g in gaps.values())
+    assert capsys.readouterr().out.startswith(f"gap = steps + learning + base, to {off:.0e}\n")
+
+
+def test_the_snippet_on_the_page():
+    """It prints what the page says that it prints."""
+    page = Path(s.__file__).with_name("README.md").read_text(encoding="utf-8")
+    code, printed = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.DOTALL).groups()
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    assert out.getvalue() == printed

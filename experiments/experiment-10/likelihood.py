@@ -22,14 +22,14 @@ What to look for in figures/
                       in learning alone, and their outputs are in the same order
 
 Try this
-    python likelihood.py --sigma-q 1         a base farther from p_1: does DDPM forget it?
     python likelihood.py --num-steps 1000    the steps' part falls; does learning's?
-    python likelihood.py --cost 0.4          four times the learning cost: four times the harm?
+    python likelihood.py --sigma-q 1         a base farther from p_1: does DDPM forget it?
 """
 
 import copy
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -43,46 +43,72 @@ from torch import nn
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 is one of two centers, plus N(0, sigma_0^2). So x_t is a center, plus a wider Gaussian.
 WEIGHTS, CENTERS = np.array([0.6, 0.4]), np.array([-1.0, 1.0])
 SIGMA_0 = 0.3
 
 
-def mixture(n, rng, *, sigma_0):
+def draws(n, sigma_0, rng):
     """n draws of x_0, (n,).  rng: a NumPy Generator."""
     return rng.choice(CENTERS, size=n, p=WEIGHTS) + sigma_0 * rng.standard_normal(n)
 
 
-def log_joint(x, t, *, sigma_0, sigma_q):
-    """log of p(center) p(x_t = x | center), for each center.  x: any shape.  Returns (..., 2)."""
-    variance = sigma_0**2 + sigma_q**2 * t
-    squares = np.subtract.outer(x, CENTERS) ** 2
-    return np.log(WEIGHTS) - squares / (2 * variance) - np.log(2 * np.pi * variance) / 2
+@dataclass(frozen=True)
+class Mixture:
+    """x_0 is one of CENTERS, plus N(0, sigma_0^2).  x_t = x_0 + N(0, sigma_q^2 t), 0 <= t <= 1.
 
+    An expectation is a sum over a grid: for smooth functions that vanish at both ends, nearly
+    exact.
+    """
 
-def log_density(x, t, *, sigma_0, sigma_q):
-    """log p_t(x), 0 <= t <= 1.  x: any shape.  Returns that shape."""
-    return np.logaddexp.reduce(log_joint(x, t, sigma_0=sigma_0, sigma_q=sigma_q), axis=-1)
+    sigma_0: float
+    sigma_q: float
+
+    def log_joint(self, x, t):
+        """log of p(center) p(x_t = x | center), for each center.  x: any shape.  (2, ...)"""
+        variance = self.sigma_0**2 + self.sigma_q**2 * t
+        logs = [np.log(w) - (x - c) ** 2 / (2 * variance) for w, c in zip(WEIGHTS, CENTERS)]
+        return np.array(logs) - np.log(2 * np.pi * variance) / 2
+
+    def log_density(self, x, t):
+        """log p_t(x).  x: any shape.  Returns that shape."""
+        return np.logaddexp.reduce(self.log_joint(x, t), axis=0)
+
+    def posterior(self, x, t):
+        """p(center | x_t = x), for each center.  x: (n,).  Returns (2, n)."""
+        logits = self.log_joint(x, t)
+        odds = np.exp(logits - logits.max(axis=0))
+        return odds / odds.sum(axis=0)
+
+    def score(self, x, t):
+        """d/dx log p_t(x): the way to the mean center, over the variance.  x: (n,)."""
+        return (CENTERS @ self.posterior(x, t) - x) / (self.sigma_0**2 + self.sigma_q**2 * t)
+
+    def grid(self):
+        """The points x, (n,): uniform, finer than the data's detail, out to 8 std of p_1."""
+        spacing = min(self.sigma_0 / 6, self.sigma_q / 64)
+        n = int((1 + 8 * np.hypot(self.sigma_0, self.sigma_q)) / spacing)
+        return spacing * np.arange(-n, n + 1)
+
+    def average(self, values, t):
+        """E[values(x_t)].  values: (n,), at the points of the grid."""
+        x = self.grid()
+        return (x[1] - x[0]) * (np.exp(self.log_density(x, t)) @ values)
+
+    def entropy(self, t):
+        """H(p_t) = -E[log p_t(x_t)], in nats."""
+        return self.average(-self.log_density(self.grid(), t), t)
+
+    def fisher(self, t):
+        """J(t) = E[score^2], the Fisher information of p_t."""
+        return self.average(self.score(self.grid(), t) ** 2, t)
 
 
 # ----------------------------------------- The denoiser -----------------------------------------
 
 
-def center_posterior(x, t, *, sigma_0, sigma_q):
-    """p(center | x_t = x), for each center.  x: any shape.  Returns (..., 2)."""
-    joint = log_joint(x, t, sigma_0=sigma_0, sigma_q=sigma_q)
-    return np.exp(joint - np.logaddexp.reduce(joint, axis=-1, keepdims=True))
-
-
-def score(x, t, *, sigma_0, sigma_q):
-    """d/dx log p_t(x): the way to the mean center, over the variance.  x: any shape."""
-    mean_center = center_posterior(x, t, sigma_0=sigma_0, sigma_q=sigma_q) @ CENTERS
-    return (mean_center - x) / (sigma_0**2 + sigma_q**2 * t)
-
-
-def tweedie(x_t, t, *, sigma_0, sigma_q):
-    """E[x_0 | x_t] = x_t + sigma_t^2 score(x_t, t), the exact denoiser.  x_t: any shape."""
-    return x_t + sigma_q**2 * t * score(x_t, t, sigma_0=sigma_0, sigma_q=sigma_q)
+def tweedie(x_t, t, *, mixture):
+    """E[x_0 | x_t] = x_t + sigma_t^2 score(x_t, t), the exact denoiser.  x_t: (n,)."""
+    return x_t + mixture.sigma_q**2 * t * mixture.score(x_t, t)
 
 
 def reverse_mean(x_t, t, dt, *, denoiser):
@@ -133,18 +159,18 @@ def weighted_loss(network, x_0, t, noise, power):
     return ((network(x_t, t) - x_0).square() / t**power).mean()
 
 
-def train(predicts, power, *, num_steps, sigma_0, sigma_q, train_steps, rng, batch_size=512):
+def train(predicts, power, *, num_steps, mixture, train_steps, rng, batch_size=512):
     """Pseudocode 6 with a weight; t is uniform on dt, 2 dt, ..., 1, the times of DDPM's steps.
 
-    rng: a NumPy Generator.  Returns the trained Network and the loss of each step.
+    rng: a NumPy Generator.  Returns the trained D on arrays: denoiser(x_t, t), (n,), t a float.
     """
-    torch.manual_seed(int(rng.integers(2**60)))  # of the first weights
-    network = Network(predicts, sigma_q)
+    # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
+    torch.manual_seed(int(rng.integers(2**60)))
+    network = Network(predicts, mixture.sigma_q)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.006, train_steps)
-    losses = []
     for _ in tqdm(range(train_steps), "training", disable=None):
-        x_0 = mixture(batch_size, rng, sigma_0=sigma_0)
+        x_0 = draws(batch_size, mixture.sigma_0, rng)
         t = rng.integers(1, num_steps + 1, batch_size) / num_steps
         batch = (x_0, t, rng.standard_normal(batch_size))
         loss = weighted_loss(network, *(torch.from_numpy(a).float() for a in batch), power)
@@ -152,41 +178,11 @@ def train(predicts, power, *, num_steps, sigma_0, sigma_q, train_steps, rng, bat
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-    return network.requires_grad_(False), losses
-
-
-def on_arrays(network):
-    """The network as a function of NumPy arrays: denoiser(x_t, t), x_t (n,), t a float."""
+    network.requires_grad_(False)
     return lambda x_t, t: network(torch.from_numpy(x_t).float(), t).double().numpy()
 
 
 # ------------------------------------------ The truth -------------------------------------------
-# An integral is a sum over a grid: for smooth functions that vanish at both ends, nearly exact.
-
-
-def grid(*, sigma_0, sigma_q):
-    """The points x, (n,): uniform, finer than the data's detail, out to 8 std of p_1."""
-    spacing = min(sigma_0 / 6, sigma_q / 64)
-    n = int((1 + 8 * np.hypot(sigma_0, sigma_q)) / spacing)
-    return spacing * np.arange(-n, n + 1)
-
-
-def average(values, x, t, **data):
-    """E[values(x_t)].  values: (n,), at the points x of the grid;  data: sigma_0, sigma_q."""
-    return (x[1] - x[0]) * (np.exp(log_density(x, t, **data)) @ values)
-
-
-def entropy(t, **data):
-    """H(p_t) = -E[log p_t(x_t)], in nats."""
-    x = grid(**data)
-    return average(-log_density(x, t, **data), x, t, **data)
-
-
-def fisher(t, **data):
-    """J(t) = E[score^2], the Fisher information of p_t."""
-    x = grid(**data)
-    return average(score(x, t, **data) ** 2, x, t, **data)
 
 
 def log_gaussian(x, mean, sigma):
@@ -194,15 +190,15 @@ def log_gaussian(x, mean, sigma):
     return -(((x - mean) / sigma) ** 2) / 2 - np.log((2 * np.pi) ** 0.5 * sigma)
 
 
-def parts(denoiser, num_steps, **data):
+def parts(denoiser, num_steps, mixture):
     """steps, learning, base, in closed form: the gap E log p_0 - E ELBO is their sum.  (3,)"""
-    x, sigma_q, dt = grid(**data), data["sigma_q"], 1 / num_steps
-    steps, learning = entropy(1, **data) - entropy(0, **data), 0
+    x, sigma_q, dt = mixture.grid(), mixture.sigma_q, 1 / num_steps
+    steps, learning = mixture.entropy(1) - mixture.entropy(0), 0
     for t in np.arange(1, num_steps + 1) / num_steps:
-        steps -= sigma_q**2 * dt * fisher(t, **data) / 2
-        error = denoiser(x, t) - tweedie(x, t, **data)
-        learning += dt * average(error**2, x, t, **data) / (2 * sigma_q**2 * t**2)
-    base = average(log_density(x, 1, **data) - log_gaussian(x, 0, sigma_q), x, 1, **data)
+        steps -= sigma_q**2 * dt * mixture.fisher(t) / 2
+        error = denoiser(x, t) - tweedie(x, t, mixture=mixture)
+        learning += dt * mixture.average(error**2, t) / (2 * sigma_q**2 * t**2)
+    base = mixture.average(mixture.log_density(x, 1) - log_gaussian(x, 0, sigma_q), 1)
     return np.array([steps, learning, base])
 
 
@@ -227,27 +223,6 @@ def log_output(reverse_mean, x, num_steps, sigma_q):
     return np.logaddexp.reduce(np.log(mass.clip(1e-300)) + log_last, axis=1)
 
 
-def log_flow(x, num_steps=500, **data):
-    """The log density of what the probability-flow ODE makes of the base, at x, (n,).
-
-    From data to noise it is dx/dsigma = -sigma score; along its solutions the log density changes
-    by minus the divergence of that. Heun's method, with small steps near sigma = 0.
-    """
-
-    def slope(x, sigma, h=1e-4):
-        x = np.array([x, x + h, x - h])
-        velocity = -sigma * score(x, (sigma / data["sigma_q"]) ** 2, **data)
-        return np.array([velocity[0], (velocity[1] - velocity[2]) / (2 * h)])
-
-    state = np.array([x, np.zeros_like(x)])  # where it is, and the integral of the divergence
-    sigmas = data["sigma_q"] * np.linspace(0, 1, num_steps + 1) ** 3
-    for sigma, next_sigma in zip(sigmas, sigmas[1:]):
-        first = slope(state[0], sigma)
-        euler = state + (next_sigma - sigma) * first
-        state = state + (next_sigma - sigma) * (first + slope(euler[0], next_sigma)) / 2
-    return log_gaussian(state[0], 0, data["sigma_q"]) + state[1]
-
-
 # ------------------------------------------ Measuring -------------------------------------------
 STEP_COUNTS = [1, 10, 100, 1000]
 
@@ -267,72 +242,51 @@ def elbo(denoiser, x, num_steps, sigma_q):
     return bound
 
 
-def measure(denoiser, num_steps, **data):
-    """ELBO(x) and log q_0(x) of DDPM with a denoiser, at the points x of the grid.  (2, n)"""
-    x, mean = grid(**data), partial(reverse_mean, denoiser=denoiser)
-    bound = elbo(denoiser, x, num_steps, data["sigma_q"])
-    return np.array([bound, log_output(mean, x, num_steps, data["sigma_q"])])
+def measure(denoiser, num_steps, mixture):
+    """log p_0, log q_0 and the ELBO of DDPM with a denoiser, at the points of the grid.  (3, n)"""
+    x, mean = mixture.grid(), partial(reverse_mean, denoiser=denoiser)
+    log_q = log_output(mean, x, num_steps, mixture.sigma_q)
+    bound = elbo(denoiser, x, num_steps, mixture.sigma_q)
+    return np.array([mixture.log_density(x, 0), log_q, bound])
 
 
-def measure_gap(denoiser, num_steps, **data):
-    """The three parts, (3,), the gap E log p_0 - E ELBO, and KL(p_0 || q_0) = E log p_0 / q_0."""
-    x = grid(**data)
-    misses = log_density(x, 0, **data) - measure(denoiser, num_steps, **data)
-    gap, kl = (average(miss, x, 0, **data) for miss in misses)
-    return parts(denoiser, num_steps, **data), gap, kl
-
-
-def disturbed(denoiser, cost, num_steps, sigma_q):
-    """Ways to spend a learning cost: {where: denoiser(x_t, t) + c t sign}, c to that cost.
-
-    By eq. (24) the reverse mean of step k, t = k dt, is then off by c dt sign, sign one of +-1, 0.
-    """
-    k, tenth = np.arange(1, num_steps + 1), -(-num_steps // 10)  # rounded up
-    signs = {
-        "all steps": np.ones(num_steps),
-        "last tenth": 1.0 * (k <= tenth),
-        "first tenth": 1.0 * (k > num_steps - tenth),
-        "alternating": (-1.0) ** k,
-    }
-
-    def off(x_t, t, sign):
-        c = sigma_q * (2 * cost / np.mean(sign**2)) ** 0.5
-        return denoiser(x_t, t) + c * t * sign[round(t * num_steps) - 1]
-
-    return {where: partial(off, sign=sign) for where, sign in signs.items()}
+def measure_gap(denoiser, num_steps, mixture):
+    """The gap E log p_0 - E ELBO, its parts steps, learning, base, and KL(p_0 || q_0).  (5,)"""
+    log_p, log_q, bound = measure(denoiser, num_steps, mixture)
+    gap, kl = mixture.average(log_p - bound, 0), mixture.average(log_p - log_q, 0)
+    return np.array([gap, *parts(denoiser, num_steps, mixture), kl])
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
+BLUE, PINK, SKY = "#0072B2", "#CC79A7", "#56B4E9"
 
 
-def draw_bound(curves, **data):
-    """log p_0, log q_0 and the ELBO.  curves: {number of steps: of measure}, a panel for each."""
+def draw_bound(curves, x):
+    """Around the data.  curves: {number of steps: of `measure`}, a panel for each;  x: the grid."""
     fig, axes = plt.subplots(1, len(curves), figsize=(11, 4.8), layout="constrained", sharey=True)
-    x, fine = grid(**data), np.linspace(-2, 2, 401)
     shown = abs(x) < 2
-    for ax, (num_steps, both) in zip(axes, curves.items()):
-        bound, log_q = both[:, shown]
-        ax.plot(fine, log_density(fine, 0, **data), "k", lw=3, label=r"$\log\,p_0(x)$, the data")
-        ax.plot(x[shown], log_q, "#E69F00", lw=2, label=r"$\log\,q_0(x)$, what DDPM returns")
-        ax.plot(x[shown], bound, "#0072B2", lw=2, label="ELBO$(x)$, the bound")
-        ax.fill_between(x[shown], bound, log_q, color="#0072B2", alpha=0.15)
+    for ax, (num_steps, logs) in zip(axes, curves.items()):
+        log_p, log_q, bound = logs[:, shown]
+        ax.plot(x[shown], log_p, "k", lw=3, label=r"$\log\,p_0(x)$, the data")
+        ax.plot(x[shown], log_q, BLUE, lw=2, label=r"$\log\,q_0(x)$, what DDPM returns")
+        ax.plot(x[shown], bound, PINK, lw=2, label="ELBO$(x)$, the bound")
+        ax.fill_between(x[shown], bound, log_q, color=PINK, alpha=0.25)
         ax.set(xlabel="$x$", title=f"exact denoiser, number of steps: {num_steps}")
     axes[0].set_ylabel("nats")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 
-def draw_parts(rows, num_steps):
-    """The gap, part by part, and the KL of the output.  rows: {name: of measure_gap}."""
+def draw_parts(gaps, num_steps):
+    """The gap, part by part, and the KL of the output.  gaps: {name: of `measure_gap`}."""
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    names = [name.replace("x_0", "$x_0$") for name in rows]
-    steps, learning, base = np.array([three for three, _, _ in rows.values()]).T
-    ax.bar(names, steps, 0.6, color="#56B4E9", label="steps")
+    names = [name.replace("x_0", "$x_0$") for name in gaps]
+    _, steps, learning, base, kl = np.array([*gaps.values()]).T
+    ax.bar(names, steps, 0.6, color=SKY, label="steps")
     ax.bar(names, base, 0.6, steps, color="0.75", label="base")
-    ax.bar(names, learning, 0.6, steps + base, color="#D55E00", label="learning")
-    label = r"KL$(p_0\,\|\,q_0)$ of the output"
-    ax.plot(names, [kl for _, _, kl in rows.values()], "kD", ms=8, mec="w", label=label)
+    ax.bar(names, learning, 0.6, steps + base, color=BLUE, label="learning")
+    ax.plot(names, kl, "kD", ms=8, mec="w", label=r"KL$(p_0\,\|\,q_0)$ of the output")
     ax.set_title(rf"$E\,\log\,p_0 - E\,$ELBO in three parts, number of steps: {num_steps}")
     ax.set(xlabel="denoiser: exact, or a network and its loss", ylabel="nats")
     fig.legend(loc="outside lower center", ncols=4)
@@ -366,47 +320,46 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
         num_steps=(200, 1, 1000, "steps of DDPM with the networks, 1 / dt"),
         sigma_q=(2.0, 0.5, 4.0, "std of the noise at t = 1, and of the base"),
         train_steps=(2000, 1, 10**5, "steps of the optimizer, for each network"),
-        cost=(0.1, 0.001, 1.0, "learning cost of the disturbed denoisers"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     torch.set_num_threads(1)  # the same bytes on any number of cores, and hardly slower
     rng = np.random.default_rng(args.seed)
-    data = {"sigma_0": SIGMA_0, "sigma_q": args.sigma_q}
+    mixture = Mixture(SIGMA_0, args.sigma_q)
 
-    exact = partial(tweedie, **data)
-    curves = {n: measure(exact, n, **data) for n in tqdm(STEP_COUNTS, "bounds", disable=None)}
-    denoisers = {"exact": exact}
-    learn = partial(train, num_steps=args.num_steps, train_steps=args.train_steps, **data)
-    for name, loss in LOSSES.items():
-        network, _ = learn(*loss, rng=copy.deepcopy(rng))  # all from the same draws
-        denoisers[name] = on_arrays(network)
-    rows = {name: measure_gap(d, args.num_steps, **data) for name, d in denoisers.items()}
-    off_by = max(abs(three.sum() - gap) for three, gap, _ in rows.values())
-    worse = disturbed(exact, args.cost, args.num_steps, args.sigma_q)
-    spent = {where: measure_gap(d, args.num_steps, **data) for where, d in worse.items()}
+    denoisers = {"exact": partial(tweedie, mixture=mixture)}
+    learn = partial(train, num_steps=args.num_steps, train_steps=args.train_steps)
+    for name, loss in LOSSES.items():  # all from the same draws
+        denoisers[name] = learn(*loss, mixture=mixture, rng=copy.deepcopy(rng))
+    gaps = {name: measure_gap(d, args.num_steps, mixture) for name, d in denoisers.items()}
+    curves = {n: measure(denoisers["exact"], n, mixture) for n in STEP_COUNTS}
 
-    x = grid(**data)
-    log_p, expect = log_density(x, 0, **data), partial(average, x=x, t=0, **data)
-    print("steps   E log p_0   E log q_0      E ELBO    (exact denoiser)")
-    for n, (bound, log_q) in curves.items():
-        print(f"{n:5}{expect(log_p):12.4f}{expect(log_q):12.4f}{expect(bound):12.4f}")
-    print(f"{f'{args.num_steps} steps':20}   gap = steps + learning + base   KL(p_0 || q_0)")
-    for name, (three, gap, kl) in rows.items():
-        print(f"{name:20}{gap:6.4f}{three[0]:8.4f}{three[1]:11.4f}{three[2]:7.4f}{kl:17.4f}")
-    flow = expect(log_p - log_flow(x, **data))
-    print(f"the parts add up to {off_by:.0e}; the flow's KL(p_0 || output): {flow:.4f}")
-    texts = [f"{where} {kl:.4f}" for where, (_, _, kl) in spent.items()]
-    print(f"KL(p_0 || q_0), learning {args.cost:g}: " + ", ".join(texts))
+    rows = [["steps (exact denoiser)", "E log p_0", "E log q_0", "E ELBO"]]
+    for n, logs in curves.items():
+        rows.append([f"{n}", *(f"{mixture.average(log, 0):.4f}" for log in logs)])
+    table(rows)
+    rows = [[f"{args.num_steps} steps", "gap", "steps", "learning", "base", "KL(p_0 || q_0)"]]
+    rows += [[name, *(f"{value:.4f}" for value in gap)] for name, gap in gaps.items()]
+    table(rows)
+    off = max(abs(gap - sum(three)) for gap, *three, _ in gaps.values())
+    print(f"gap = steps + learning + base, to {off:.0e}")
 
     for name, figure in {
-        "bound": draw_bound({n: curves[n] for n in (10, 100)}, **data),
-        "three-parts": draw_parts(rows, args.num_steps),
+        "bound": draw_bound({n: curves[n] for n in (10, 100)}, mixture.grid()),
+        "three-parts": draw_parts(gaps, args.num_steps),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")

@@ -3,8 +3,8 @@
 The claim
     Given x_t, the earlier x_{t-dt} is nearly N(E[x_{t-dt} | x_t], sigma^2), sigma^2 = sigma_q^2 dt
     (Fact 1 of the tutorial). That is why DDPM adds Gaussian noise, why its steps must be small,
-    and why only a mean has to be learned. With F = log p_{t-dt} and its derivatives at x_t, the
-    KL divergence of the two, for small sigma, is
+    and why only a mean has to be learned. With F = log p_{t-dt} and its derivatives at x_t,
+    KL(posterior || Gaussian) is, for small sigma,
         sigma^2 F'^2 / 2      if the mean is taken as x_t
         sigma^4 F''^2 / 4     if the mean is right
         sigma^6 F'''^2 / 12   if the variance is right, too
@@ -21,16 +21,16 @@ The truth beside it
 What to look for in figures/
     reverse-step.jpg   two modes, one Gaussian: bad until the step is far smaller than their gap
     kl-vs-sigma.jpg    dots by Bayes' rule: slopes 2, 4, 6; the first two lie on the identities
-    kl-vs-steps.jpg    more steps do nothing for mean x_t; what DDPM returns
+    kl-vs-steps.jpg    a run: more steps do nothing for mean x_t
 
 Try this
-    python nearly_gaussian.py --num-steps 1     one giant step: a blur, twice too wide
     python nearly_gaussian.py --sigma-0 0.15    half the width: how many steps does it need?
     python nearly_gaussian.py --sigma-q 4       a better base, at the price of more steps
 """
 
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -39,160 +39,136 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 is one of two centers, plus N(0, sigma_0^2). So x_t is a center, plus a wider Gaussian.
 WEIGHTS, CENTERS = np.array([0.6, 0.4]), np.array([-1.0, 1.0])
 
 
-def mixture(n, rng, *, sigma_0):
-    """n draws of x_0, (n,).  rng: a NumPy Generator."""
-    return rng.choice(CENTERS, size=n, p=WEIGHTS) + sigma_0 * rng.standard_normal(n)
+@dataclass(frozen=True)
+class Mixture:
+    """x_0 is one of CENTERS, plus N(0, sigma_0^2).  x_t = x_0 + N(0, sigma_q^2 t), 0 <= t <= 1.
 
+    An expectation is a sum over a grid: for smooth functions that vanish at both ends, nearly
+    exact.
+    """
 
-def log_joint(x, t, *, sigma_0, sigma_q):
-    """log of p(center) p(x_t = x | center), for each center.  x: any shape.  Returns (..., 2)."""
-    variance = sigma_0**2 + sigma_q**2 * t
-    squares = np.subtract.outer(x, CENTERS) ** 2
-    return np.log(WEIGHTS) - squares / (2 * variance) - np.log(2 * np.pi * variance) / 2
+    sigma_0: float
+    sigma_q: float
 
+    def log_joint(self, x, t):
+        """log of p(center) p(x_t = x | center), for each center.  x: any shape.  (2, ...)"""
+        variance = self.sigma_0**2 + self.sigma_q**2 * t
+        logs = [np.log(w) - (x - c) ** 2 / (2 * variance) for w, c in zip(WEIGHTS, CENTERS)]
+        return np.array(logs) - np.log(2 * np.pi * variance) / 2
 
-def log_density(x, t, *, sigma_0, sigma_q):
-    """log p_t(x), 0 <= t <= 1.  x: any shape.  Returns that shape."""
-    return np.logaddexp.reduce(log_joint(x, t, sigma_0=sigma_0, sigma_q=sigma_q), axis=-1)
+    def log_density(self, x, t):
+        """log p_t(x).  x: any shape.  Returns that shape."""
+        return np.logaddexp.reduce(self.log_joint(x, t), axis=0)
+
+    def posterior(self, x, t):
+        """p(center | x_t = x), for each center.  x: (n,).  Returns (2, n)."""
+        logits = self.log_joint(x, t)
+        odds = np.exp(logits - logits.max(axis=0))
+        return odds / odds.sum(axis=0)
+
+    def score(self, x, t):
+        """d/dx log p_t(x): the way to the mean center, over the variance.  x: (n,)."""
+        return (CENTERS @ self.posterior(x, t) - x) / (self.sigma_0**2 + self.sigma_q**2 * t)
+
+    def grid(self):
+        """The points x, (n,): uniform, finer than the data's detail, out to 8 std of p_1."""
+        spacing = min(self.sigma_0 / 6, self.sigma_q / 64)
+        n = int((1 + 8 * np.hypot(self.sigma_0, self.sigma_q)) / spacing)
+        return spacing * np.arange(-n, n + 1)
+
+    def average(self, values, t):
+        """E[values(x_t)].  values: (n,), at the points of the grid."""
+        x = self.grid()
+        return (x[1] - x[0]) * (np.exp(self.log_density(x, t)) @ values)
+
+    def entropy(self, t):
+        """H(p_t) = -E[log p_t(x_t)], in nats."""
+        return self.average(-self.log_density(self.grid(), t), t)
+
+    def fisher(self, t):
+        """J(t) = E[score^2], the Fisher information of p_t."""
+        return self.average(self.score(self.grid(), t) ** 2, t)
 
 
 # --------------------------------------- The reverse mean ---------------------------------------
 
 
-def center_posterior(x, t, *, sigma_0, sigma_q):
-    """p(center | x_t = x), for each center.  x: any shape.  Returns (..., 2)."""
-    joint = log_joint(x, t, sigma_0=sigma_0, sigma_q=sigma_q)
-    return np.exp(joint - np.logaddexp.reduce(joint, axis=-1, keepdims=True))
-
-
-def score(x, t, *, sigma_0, sigma_q):
-    """d/dx log p_t(x): the way to the mean center, over the variance.  x: any shape."""
-    mean_center = center_posterior(x, t, sigma_0=sigma_0, sigma_q=sigma_q) @ CENTERS
-    return (mean_center - x) / (sigma_0**2 + sigma_q**2 * t)
-
-
-def reverse_mean(x_t, t, dt, *, sigma_0, sigma_q):
+def reverse_mean(x_t, t, dt, *, mixture):
     """E[x_{t-dt} | x_t] from the score of p_t (Tweedie), exact for any dt.
 
-    x_t: any shape, at time t;  0 < dt <= t <= 1.  Returns the shape of x_t.
+    x_t: (n,), at time t;  0 < dt <= t <= 1.  Returns (n,).
     """
-    return x_t + sigma_q**2 * dt * score(x_t, t, sigma_0=sigma_0, sigma_q=sigma_q)
-
-
-# ----------------------------------------- The samplers -----------------------------------------
-
-
-def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
-    """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
-
-    x_1: draws of the base;  num_steps = 1 / dt.  Yields x_{t-dt} after every step, the last is x_0.
-    """
-    x_t, dt = x_1, 1 / num_steps
-    for k in range(num_steps, 0, -1):  # t = k dt
-        noise = rng.standard_normal(x_t.shape)
-        x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
-        yield x_t
+    return x_t + mixture.sigma_q**2 * dt * mixture.score(x_t, t)
 
 
 # ------------------------------------------ The truth -------------------------------------------
-# An integral is a sum over a grid: for smooth functions that vanish at both ends, nearly exact.
 
 
-def grid(*, sigma_0, sigma_q):
-    """The points x, (n,): uniform, finer than the data's detail, out to 8 std of p_1."""
-    spacing = min(sigma_0 / 6, sigma_q / 64)
-    n = int((1 + 8 * np.hypot(sigma_0, sigma_q)) / spacing)
-    return spacing * np.arange(-n, n + 1)
+def log_gaussian(x, mean, sigma):
+    """The log density of N(mean, sigma^2) at x."""
+    return -(((x - mean) / sigma) ** 2) / 2 - np.log((2 * np.pi) ** 0.5 * sigma)
 
 
-def average(values, x, t, **data):
-    """E[values(x_t)].  values: (n,), at the points x of the grid;  data: sigma_0, sigma_q."""
-    return (x[1] - x[0]) * (np.exp(log_density(x, t, **data)) @ values)
-
-
-def entropy(t, **data):
-    """H(p_t) = -E[log p_t(x_t)], in nats."""
-    x = grid(**data)
-    return average(-log_density(x, t, **data), x, t, **data)
-
-
-def fisher(t, **data):
-    """J(t) = E[score^2], the Fisher information of p_t."""
-    x = grid(**data)
-    return average(score(x, t, **data) ** 2, x, t, **data)
-
-
-def kl(p, q, x):
-    """KL(p || q), in nats.  p, q: densities, (n,), at the points x of the grid."""
-    inside = p > 1e-40  # elsewhere p log(p / q) is nothing
-    return (x[1] - x[0]) * (p[inside] @ np.log(p[inside] / q[inside]))
-
-
-def gaussian(x, mean, sigma):
-    """The density of N(mean, sigma^2) at x."""
-    return np.exp(-(((x - mean) / sigma) ** 2) / 2) / ((2 * np.pi) ** 0.5 * sigma)
-
-
-def output_density(reverse_mean, x, num_steps, sigma_q):
-    """The density of what `ddpm` returns from the base, at the points x of the grid, (n,).
-
-    A step moves the mass at a point to a Gaussian around the reverse mean of that point: to the
-    points within 8 sigma of it.
-    """
-    dt, spacing = 1 / num_steps, x[1] - x[0]
-    sigma = sigma_q * dt**0.5
-    reach = int(8 * sigma / spacing) + 1
-    q = gaussian(x, 0, sigma_q)
-    for k in range(num_steps, 0, -1):  # t = k dt
-        mean = reverse_mean(x, k / num_steps, dt)[:, None]
-        near = np.rint((mean - x[0]) / spacing).astype(int) + np.arange(-reach, reach + 1)
-        mass = spacing * q[:, None] * gaussian(x[0] + spacing * near, mean, sigma)
-        q = np.bincount(near.clip(0, len(x) - 1).ravel(), mass.ravel(), len(x))
-    return q
-
-
-def step_posterior(x_t, t, dt, *, sigma_0, sigma_q):
+def step_posterior(x_t, t, dt, mixture):
     """p(x_{t-dt} | x_t) by Bayes' rule: p_{t-dt}(x) N(x_t; x, sigma^2), over its sum.
 
     x_t: (n,).  Returns k moves x_{t-dt} - x_t, (k,), and the log density of each, (n, k).
     """
-    sigma = sigma_q * dt**0.5
-    spacing = min(sigma / 8, sigma_0 / 4)
+    sigma = mixture.sigma_q * dt**0.5
+    spacing = min(sigma / 8, mixture.sigma_0 / 4)
     moves = np.arange(-14 * sigma, 14 * sigma, spacing)
-    logs = log_density(x_t[:, None] + moves, t - dt, sigma_0=sigma_0, sigma_q=sigma_q)
-    logs -= (moves / sigma) ** 2 / 2
+    logs = mixture.log_density(x_t[:, None] + moves, t - dt) - (moves / sigma) ** 2 / 2
     return moves, logs - np.logaddexp.reduce(logs, axis=1, keepdims=True) - np.log(spacing)
 
 
-def identities(t, dt, **data):
+def identities(t, dt, mixture):
     """E[KL(p(x_{t-dt} | x_t) || N(m, sigma^2))] for m = x_t and m = E[x_{t-dt} | x_t].  (2,)
 
     Exact for any dt. The right mean is sigma^2 score away from x_t: that saves sigma^2 J / 2.
     """
-    rise = entropy(t, **data) - entropy(t - dt, **data)
-    return np.array([rise, rise - data["sigma_q"] ** 2 * dt * fisher(t, **data) / 2])
+    rise = mixture.entropy(t) - mixture.entropy(t - dt)
+    return np.array([rise, rise - mixture.sigma_q**2 * dt * mixture.fisher(t) / 2])
 
 
-def constants(**data):
+def constants(mixture):
     """E[F'^2] / 2, E[F''^2] / 4 and E[F'''^2] / 12 of F = log p_0, (3,).
 
     F'' holds the variance, and F''' the third moment, of p(center | x).
     """
-    x, variance = grid(**data), data["sigma_0"] ** 2
-    posterior = center_posterior(x, 0, **data)
-    deviation = CENTERS - (posterior @ CENTERS)[:, None]
-    first = score(x, 0, **data)
-    second = ((posterior * deviation**2).sum(axis=1) / variance - 1) / variance
-    third = (posterior * deviation**3).sum(axis=1) / variance**3
+    x, variance = mixture.grid(), mixture.sigma_0**2
+    posterior = mixture.posterior(x, 0)
+    deviation = CENTERS[:, None] - CENTERS @ posterior  # (2, n)
+    first = mixture.score(x, 0)
+    second = ((posterior * deviation**2).sum(axis=0) / variance - 1) / variance
+    third = (posterior * deviation**3).sum(axis=0) / variance**3
     squares = [first**2 / 2, second**2 / 4, third**2 / 12]
-    return np.array([average(square, x, 0, **data) for square in squares])
+    return np.array([mixture.average(square, 0) for square in squares])
+
+
+def log_output(reverse_mean, x, num_steps, sigma_q):
+    """log q_0: the log density of what DDPM returns from the base, at the points x of the grid.
+
+    A step moves the mass at a point to a Gaussian around the reverse mean of that point: to the
+    points within 8 sigma of it. The last step sums logarithms: a bad denoiser can make q_0 smaller
+    than any float.  Returns (n,).
+    """
+    dt, spacing = 1 / num_steps, x[1] - x[0]
+    sigma = sigma_q * dt**0.5
+    reach = int(8 * sigma / spacing) + 1
+    mass = spacing * np.exp(log_gaussian(x, 0, sigma_q))
+    for k in range(num_steps, 1, -1):  # t = k dt
+        mean = reverse_mean(x, k / num_steps, dt)[:, None]
+        near = np.rint((mean - x[0]) / spacing).astype(int) + np.arange(-reach, reach + 1)
+        arrives = np.exp(log_gaussian(x[0] + spacing * near, mean, sigma))
+        moved = spacing * mass[:, None] * arrives
+        mass = np.bincount(near.clip(0, len(x) - 1).ravel(), moved.ravel(), len(x))
+    log_last = log_gaussian(x[:, None], reverse_mean(x, dt, dt), sigma)
+    return np.logaddexp.reduce(np.log(mass.clip(1e-300)) + log_last, axis=1)
 
 
 # ------------------------------------------ Measuring -------------------------------------------
@@ -200,78 +176,76 @@ GAUSSIANS = ["mean x_t", "right mean", "right mean and variance"]  # that a step
 STEP_COUNTS = [1, 3, 10, 30, 100, 300, 1000]
 
 
-def step_kl(x_t, t, dt, **data):
+def step_kl(x_t, t, dt, mixture):
     """KL(p(x_{t-dt} | x_t) || Gaussian) for each of GAUSSIANS.  x_t: (n,).  Returns (3, n).
 
     The integral of p log(p / g) - p + g: nowhere negative, so that nothing cancels.
     """
-    moves, logs = step_posterior(x_t, t, dt, **data)
+    moves, logs = step_posterior(x_t, t, dt, mixture)
     p, spacing = np.exp(logs), moves[1] - moves[0]
-    right = (reverse_mean(x_t, t, dt, **data) - x_t)[:, None]
-    sigma = data["sigma_q"] * dt**0.5
+    right = (reverse_mean(x_t, t, dt, mixture=mixture) - x_t)[:, None]
+    sigma = mixture.sigma_q * dt**0.5
     std = (spacing * p * (moves - right) ** 2).sum(axis=1, keepdims=True) ** 0.5
     divergences = []
     for mean, width in [(0, sigma), (right, sigma), (right, std)]:
-        log_g = -(((moves - mean) / width) ** 2) / 2 - np.log((2 * np.pi) ** 0.5 * width)
+        log_g = log_gaussian(moves, mean, width)
         divergences.append(spacing * (p * (logs - log_g) - p + np.exp(log_g)).sum(axis=1))
     return np.array(divergences)
 
 
-def measure_steps(sigmas, **data):
+def measure_steps(sigmas, mixture):
     """The last step, from dt to 0, with sigma = sigma_q sqrt(dt): step_kl averaged over x_dt.
 
     sigmas: (n,).  Returns that, (n, 3), its identities, (n, 2), and its limits, (n, 3).
     """
-    x, rows = grid(**data), []
-    times = (sigmas / data["sigma_q"]) ** 2
+    x, rows = mixture.grid(), []
+    times = (sigmas / mixture.sigma_q) ** 2
     for dt in times:
-        rows.append([average(row, x, dt, **data) for row in step_kl(x, dt, dt, **data)])
-    exact = np.array([identities(dt, dt, **data) for dt in times])
-    return np.array(rows), exact, constants(**data) * sigmas[:, None] ** [2, 4, 6]
+        rows.append([mixture.average(row, dt) for row in step_kl(x, dt, dt, mixture)])
+    exact = np.array([identities(dt, dt, mixture) for dt in times])
+    return np.array(rows), exact, constants(mixture) * sigmas[:, None] ** [2, 4, 6]
 
 
-def measure_runs(**data):
-    """At each of STEP_COUNTS the sums of the two identities over a run, the bound, the output.
+def measure_runs(mixture):
+    """At each of STEP_COUNTS, over a run, six numbers.  Returns (6, n).
 
-    Output: KL(p_0 || what DDPM returns).  Its bound: the second sum + KL(p_1 || base).  (4, n)
+    The sum of the first of `identities`; that of the second for many steps; for this many; that +
+    KL(p_1 || base), which bounds the next; KL(p_0 || q_0), q_0 the density of what DDPM returns;
+    the standard deviation of q_0.
     """
-    x, mean, rows = grid(**data), partial(reverse_mean, **data), []
-    p_0, p_1 = (np.exp(log_density(x, t, **data)) for t in (0, 1))
-    base = kl(p_1, gaussian(x, 0, data["sigma_q"]), x)
+    x, sigma_q, rows = mixture.grid(), mixture.sigma_q, []
+    rise = mixture.entropy(1) - mixture.entropy(0)  # every entropy between comes with + and -
+    # The sum of the second: the integral of J, less dt times the sum of J at the later ends.
+    rate = sigma_q**2 / 4 * (mixture.fisher(0) - mixture.fisher(1))
+    base = mixture.average(mixture.log_density(x, 1) - log_gaussian(x, 0, sigma_q), 1)
     for n in STEP_COUNTS:
-        wrong, right = sum(identities(k / n, 1 / n, **data) for k in range(1, n + 1))
-        q = output_density(mean, x, n, data["sigma_q"])
-        rows.append([wrong, right, right + base, kl(p_0, q, x)])
+        right = rise - sigma_q**2 / 2 * sum(mixture.fisher(k / n) / n for k in range(1, n + 1))
+        log_q = log_output(partial(reverse_mean, mixture=mixture), x, n, sigma_q)
+        kl = mixture.average(mixture.log_density(x, 0) - log_q, 0)
+        q = np.exp(log_q) * (x[1] - x[0])
+        std = (q @ x**2 - (q @ x) ** 2) ** 0.5
+        rows.append([rise, rate / n, right, right + base, kl, std])
     return np.array(rows).T
-
-
-def sample(x_1, num_steps, rng, **data):
-    """What `ddpm` returns from x_1, (n,), and the same without the noise of its last step."""
-    mean = partial(reverse_mean, **data)
-    x_dt = x_t = x_1
-    steps = ddpm(mean, x_1, num_steps, data["sigma_q"], rng)
-    for x_next in tqdm(steps, "DDPM", num_steps, disable=None):
-        x_dt, x_t = x_t, x_next
-    return x_t, mean(x_dt, 1 / num_steps, 1 / num_steps)
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = ["C1", "C0", "C2"]  # of GAUSSIANS
+BLUE, GREEN, PINK, SKY = "#0072B2", "#009E73", "#CC79A7", "#56B4E9"
+COLORS = [PINK, BLUE, GREEN]  # of GAUSSIANS
 
 
-def draw_step(**data):
+def draw_step(mixture):
     """Figure 2 of the tutorial: p(x_0 | x_t = 0) over its Gaussian, for three steps dt = t."""
     fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     x_t = np.zeros(1)
-    for ax, dt in zip(axes, (1 / 16, 1 / 64, 1 / 1024)):
-        sigma = data["sigma_q"] * dt**0.5
-        x, logs = step_posterior(x_t, dt, dt, **data)  # x_t is 0, so a move is x_0
-        normal = gaussian(x, reverse_mean(x_t, dt, dt, **data), sigma)
-        divergence = step_kl(x_t, dt, dt, **data)[1, 0]
-        ax.fill_between(x, np.exp(logs[0]), color="0.8", label="$p(x_0|x_t = 0)$")
-        ax.plot(x, normal, "C0", label=r"$N(E[x_0|x_t = 0], \sigma^2)$")
-        ax.set(title=rf"$\sigma$ = {sigma:.3g}: KL = {divergence:.3f}", xlabel="$x_0$")
+    for ax, dt in zip(axes, (1 / 16, 1 / 64, 1 / 16_384)):
+        sigma = mixture.sigma_q * dt**0.5
+        x, logs = step_posterior(x_t, dt, dt, mixture)  # x_t is 0, so a move is x_0
+        log_g = log_gaussian(x, reverse_mean(x_t, dt, dt, mixture=mixture), sigma)
+        kl = step_kl(x_t, dt, dt, mixture)[1, 0]
+        ax.fill_between(x, np.exp(logs[0]), color="0.8", label="posterior $p(x_0|x_t = 0)$")
+        ax.plot(x, np.exp(log_g), BLUE, label=r"$N(E[x_0|x_t = 0], \sigma^2)$")
+        ax.set(title=rf"$\sigma$ = {sigma:.3g}: KL = {kl:.3g}", xlabel="$x_0$")
         ax.set(xlim=(-4.5 * sigma, 4.5 * sigma), ylim=(0, None))
     axes[0].set_ylabel("density")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -279,7 +253,7 @@ def draw_step(**data):
 
 
 def draw_sigmas(sigmas, divergences, exact, limits):
-    """sigmas: (n,);  the others: of measure_steps."""
+    """sigmas: (n,);  the others: of `measure_steps`."""
     fig, ax = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
     for k, color in enumerate(COLORS):
         label = GAUSSIANS[k].replace("x_t", "$x_t$")
@@ -296,31 +270,18 @@ def draw_sigmas(sigmas, divergences, exact, limits):
     return fig
 
 
-def draw_runs(runs, rate, x, p_0, q, samples, num_steps):
-    """Left: measure_runs, and rate / number of steps.  Right: what DDPM returns.
-
-    p_0, q: the densities of data and output at x, (n,);  samples: of `sample`.
-    """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    labels = ["sum, mean $x_t$", "sum, right mean"]
-    labels += [r"that + KL$(p_1\|$base$)$", r"KL$(p_0\|$output$)$"]
-    for values, style, label in zip(runs, ["C1o-", "C0o-", "C2s-", "k^-"], labels):
-        left.loglog(STEP_COUNTS, values, style, label=label)
-    label = f"{rate:.3g} / number of steps"
-    left.loglog(STEP_COUNTS, rate / np.array(STEP_COUNTS), "C0--", lw=1, label=label)
-    left.set(xlabel="number of steps", ylabel="KL", title="A run: the sum of its steps; its output")
-    left.legend()
-
-    side = max(2.5, *(abs(draws).max() for draws in samples))
-    bins = np.linspace(-side, side, 121)
-    right.hist(samples[0], bins, density=True, color="C0", alpha=0.4, label="samples")
-    right.plot(x, q, "C0", label="their density")
-    label = "without the last noise"
-    right.hist(samples[1], bins, density=True, color="C3", histtype="step", label=label)
-    right.plot(x, p_0, "k", label="$p_0$")
-    right.set(xlabel="$x_0$", ylabel="density", xlim=(-side, side))
-    right.set_title(f"DDPM, number of steps: {num_steps}")
-    right.legend()
+def draw_runs(runs):
+    """runs: of `measure_runs`."""
+    fig, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    wrong, limit, right, _, kl, _ = runs
+    rate = limit[0] * STEP_COUNTS[0]
+    ax.loglog(STEP_COUNTS, wrong, "o-", color=PINK, label="sum, mean $x_t$")
+    ax.loglog(STEP_COUNTS, right, "o-", color=BLUE, label="sum, right mean")
+    ax.loglog(STEP_COUNTS, limit, "k--", lw=1, label=f"{rate:.4g} / number of steps")
+    ax.loglog(STEP_COUNTS, kl, "^-", color=SKY, label=r"KL$(p_0\,\|\,q_0)$, of what DDPM returns")
+    ax.set(xlabel="number of steps", ylabel="KL", ylim=(None, 3 * wrong[0]))
+    ax.set_title("A run: the sum of its steps; its output")
+    ax.legend()
     return fig
 
 
@@ -351,48 +312,43 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
-        num_steps=(100, 1, 1000, "steps of DDPM in the picture, 1 / dt"),
-        num_samples=(20_000, 1, 10**6, "samples in the picture"),
         sigma_0=(0.3, 0.15, 1.0, "std of each Gaussian of the data"),
         sigma_q=(2.0, 0.5, 4.0, "std of the noise at t = 1, and of the base"),
-        seed=(0, 0, 10**6, "seed of every draw"),
     )
-    rng = np.random.default_rng(args.seed)
-    data = {"sigma_0": args.sigma_0, "sigma_q": args.sigma_q}
+    mixture = Mixture(args.sigma_0, args.sigma_q)
 
     sigmas = np.geomspace(0.01, args.sigma_q, 25)
-    divergences, exact, limits = measure_steps(sigmas, **data)
+    divergences, exact, limits = measure_steps(sigmas, mixture)
     slopes = np.log(divergences[1] / divergences[0]) / np.log(sigmas[1] / sigmas[0])
-    runs = measure_runs(**data)
-    # Summed over a run: the integral of J, less dt times the sum of J at the later ends.
-    rate = args.sigma_q**2 / 4 * (fisher(0, **data) - fisher(1, **data))
+    off = abs(divergences[:, :2] - exact).max(axis=0)
+    runs = measure_runs(mixture)
 
-    x_1 = args.sigma_q * rng.standard_normal(args.num_samples)
-    samples = sample(x_1, args.num_steps, rng, **data)
-    x_0 = mixture(args.num_samples, rng, sigma_0=args.sigma_0)
+    rows = [[f"last step, sigma = {sigmas[0]:g}", *GAUSSIANS]]
+    rows.append(["slope of KL in sigma", *(f"{slope:.3f}" for slope in slopes)])
+    rows.append(["KL / limit", *(f"{ratio:.4f}" for ratio in divergences[0] / limits[0])])
+    rows.append(["off its identity, any sigma", *(f"{error:.0e}" for error in off), "-"])
+    table(rows)
+    rows = [["steps", "sum, mean x_t", "limit, right mean", "right mean", "+ KL(p_1 || base)"]]
+    rows[0] += ["KL(p_0 || q_0)", "std of q_0"]
+    for n, numbers in zip(STEP_COUNTS, runs.T):
+        rows.append([f"{n}", *(f"{number:.4f}" for number in numbers)])
+    table(rows)
 
-    print(f"last step, sigma = {sigmas[0]}" + "".join(f"{name:>25}" for name in GAUSSIANS))
-    print("slope of KL in sigma  " + "".join(f"{slope:25.3f}" for slope in slopes))
-    print("KL / limit            " + "".join(f"{r:25.4f}" for r in divergences[0] / limits[0]))
-    print(f"the identities hold to {abs(exact - divergences[:, :2]).max():.0e}")
-    print("steps   sum, mean x_t   sum, right mean   that + KL(p_1 || base)   KL(p_0 || output)")
-    for n, (wrong, right, bound, output) in list(zip(STEP_COUNTS, runs.T))[::2]:
-        print(f"{n:5}{wrong:16.4f}{right:18.4f}{bound:25.4f}{output:20.5f}")
-    rise = entropy(1, **data) - entropy(0, **data)
-    print(f"H(p_1) - H(p_0) = {rise:.4f}; the sum with the right mean: about {rate:.2f} / steps")
-    stds = [draws.std() for draws in (x_0, *samples)]
-    print("std: data {:.2f}, DDPM {:.2f}, without the last noise {:.2f}".format(*stds))
-
-    x = grid(**data)
-    p_0 = np.exp(log_density(x, 0, **data))
-    q = output_density(partial(reverse_mean, **data), x, args.num_steps, args.sigma_q)
     for name, figure in {
-        "reverse-step": draw_step(**data),
+        "reverse-step": draw_step(mixture),
         "kl-vs-sigma": draw_sigmas(sigmas, divergences, exact, limits),
-        "kl-vs-steps": draw_runs(runs, rate, x, p_0, q, samples, args.num_steps),
+        "kl-vs-steps": draw_runs(runs),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")

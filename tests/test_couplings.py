@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from statistics import NormalDist
+from unittest.mock import Mock
 
 import couplings as s
 import numpy as np
@@ -41,12 +42,12 @@ def test_sort_batches():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 32])
-def test_copula_is_bernsteins_sum(batch):
+def test_density_ratio_is_bernsteins_sum(batch):
     u, w = rng().random((2, 1000))
     want = 0
     for k in range(batch):
         want += math.comb(batch - 1, k) ** 2 * (u * w) ** k * ((1 - u) * (1 - w)) ** (batch - 1 - k)
-    np.testing.assert_allclose(s.copula(u, w, batch), batch * want, atol=1e-9)
+    np.testing.assert_allclose(s.density_ratio(u, w, batch), batch * want, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])
@@ -66,13 +67,6 @@ def test_straight_velocity():
     for t in (0.0, 0.3, 1.0):
         v = s.straight_velocity(some + (1 - t) * some**3, t, x_1=table, x_0=table**3 + table)
         np.testing.assert_allclose(v, some**3, atol=1e-5)
-
-
-def test_flow_after_every_step():
-    """dx/dt = -x t, four steps by hand: t = 1, .75, .5, .25."""
-    steps = list(s.flow(lambda x_t, t: x_t * t, np.array([2.0, -1.0]), 4))
-    factors = np.cumprod([1.25, 1.1875, 1.125, 1.0625])
-    np.testing.assert_allclose(steps, np.outer(factors, [2, -1]), rtol=1e-12)
 
 
 def test_monotone_against_quantiles():
@@ -114,40 +108,123 @@ def test_reflow():
     assert (np.diff(x_0) > 0).all()  # no two lines meet
 
 
-@pytest.mark.parametrize("angle", [10.0, 170.0])
-def test_rotation(angle):
-    """With the velocity of the lines, every number of steps ends at x_0."""
-    x_1 = rng(5).standard_normal(5000) + 1j * rng(6).standard_normal(5000)
-    x_0 = x_1 * np.exp(1j * np.pi * angle / 180)
-    price, misses = s.rotation(angle, x_1)
-    assert near(abs(x_0 - x_1) ** 2, price)
-    assert misses == pytest.approx([0] * 3, abs=1e-12)
+def test_straight_is_not_enough():
+    """x_0, x_1 independent from N(0, I): trajectories on rays, to x_1 again; one step goes to 0."""
+
+    def velocity(x_t, t):
+        return (1 - 2 * t) / (t**2 + (1 - t) ** 2) * x_t
+
+    x_0, x_1 = rng(5).standard_normal((2, 5000))
+    x_t = 0.3 * x_1 + 0.7 * x_0
+    assert near((x_0 - x_1 - velocity(x_t, 0.3)) * x_t, 0)
+    assert (s.ends(velocity, x_1, 1) == 0).all()
+    np.testing.assert_allclose(s.ends(velocity, x_1, 2000), x_1, rtol=2e-3)
+
+
+def test_measure(monkeypatch):
+    monkeypatch.setattr(s, "BATCHES", [1, 4])
+    rows, optimal = s.measure(2)
+    assert optimal == pytest.approx(OPTIMAL, abs=1e-5)
+    assert [*rows] == ["B = 1", "B = 4", "sorted", "reflow 2"]
+    for batch in (1, 4):
+        own = s.errors(partial(s.batch_velocity, batch=batch))
+        assert rows[f"B = {batch}"] == [s.cost(batch), *s.split(batch, optimal), *own]
+    assert rows["sorted"] == pytest.approx([optimal, 0, 0, 0, 0, 0], abs=1e-9)
+    x_0 = s.reflow(partial(s.batch_velocity, batch=1), 2)
+    error = (s.WEIGHTS @ (x_0 - s.monotone(s.STARTS)) ** 2) ** 0.5
+    price = s.WEIGHTS @ (x_0 - s.STARTS) ** 2
+    assert rows["reflow 2"] == pytest.approx([price, 0, 0, error, error, error], abs=1e-9)
+
+
+def paths(ax):
+    """{color: (t, x_t)} of the paths in a panel, a row of x_t for each."""
+    found = {}
+    for line in ax.lines:
+        t, x_t = line.get_data()
+        length = np.isnan(t).argmax() + 1  # a gap ends each path; dots have none
+        found[line.get_color()] = t[: length - 1], x_t.reshape(-1, length)[:, : length - 1]
+    return found
+
+
+def test_draw_lines():
+    """Each panel: the pairs, the flow, two steps, of the coupling that its title says."""
+    x_1, x_0 = s.draw(40, rng(7))
+    twins, optimal = s.monotone(x_1), {"x_1": s.STARTS, "x_0": s.monotone(s.STARTS)}
+    couplings = {
+        "independent": (1, partial(s.batch_velocity, batch=1)),
+        "batches of 4": (4, partial(s.batch_velocity, batch=4)),
+        "batches of 32": (32, partial(s.batch_velocity, batch=32)),
+        "sorted": (40, partial(s.straight_velocity, **optimal)),
+    }
+    figure = s.draw_lines(x_1, x_0, 2)
+    axes = np.reshape(figure.axes, (3, 4))
+    assert figure.get_suptitle().startswith("Blue from above 0, pink from below")
+    words = [ax.get_ylabel().split("\n")[0] for ax in axes[:, 0]]
+    assert words == ["lines", "trajectories", "Euler, steps: 2"]
+    assert [ax.get_title() for ax in axes[0]] == [*couplings]
+    assert axes[0, 0].get_xlim()[0] > 1 > 0 > axes[0, 0].get_xlim()[1]
+    for column, (batch, velocity) in zip(axes.T, couplings.values()):
+        lines = np.array(s.sort_batches(x_1, x_0, batch))
+        flows = (np.array([x_1, *s.flow(velocity, x_1, n)]) for n in (s.FINE, 2))
+        for ax, want in zip(column, (lines, *flows)):
+            for color, side in (("#0072B2", want[0] > 0), ("#CC79A7", want[0] <= 0)):
+                t, x_t = paths(ax)[color]
+                np.testing.assert_allclose(t, np.linspace(1, 0, len(want)), atol=1e-9)
+                np.testing.assert_array_equal(x_t, want[:, side].T)
+        t, x_t = paths(ax)["0.6"]  # from the last step to the twins
+        np.testing.assert_array_equal(x_t.T, [want[-1], twins])
+        dots = ax.lines[-1].get_data()
+        np.testing.assert_array_equal(dots, [[t[1]] * 40, twins])
+
+
+ROWS = {
+    "B = 1": [2.1, 0.9, 0.7, 0.51, 0.41, 0.31],
+    "B = 2": [1.5, 0.6, 0.5, 0.42, 0.32, 0.22],
+    "sorted": [0.4, 0.03, 0.02, 0.13, 0.23, 0.33],
+    "reflow 2": [7.0, 8.0, 9.0, 7.5, 8.5, 9.5],
+}
+
+
+def test_draw_cost():
+    bars, ax = s.draw_cost(ROWS, 0.25).axes
+    for stack, label, low, high in zip(
+        bars.containers,
+        ("$W_2^2$", "curvature", "irreducible"),
+        ([0, 0, 0], [0.25, 0.25, 0.25], [0.95, 0.75, 0.27]),
+        ([0.25, 0.25, 0.25], [0.95, 0.75, 0.27], [1.85, 1.35, 0.3]),
+    ):
+        assert stack.get_label() == label
+        assert [bar.get_y() for bar in stack] == pytest.approx(low)
+        assert [bar.get_y() + bar.get_height() for bar in stack] == pytest.approx(high)
+    assert bars.lines[0].get_label() == "cost, computed directly"
+    assert [*bars.lines[0].get_ydata()] == [2.1, 1.5, 0.4]
+    for k, label in enumerate(("1 Euler step", "2 Euler steps", "4 Euler steps")):
+        line, last = ax.lines[2 * k : 2 * k + 2]
+        assert line.get_label() == label
+        assert line.get_marker() == last.get_marker()
+        assert [*line.get_xdata(), *last.get_xdata()] == ["B = 1", "B = 2", "sorted"]
+        got = [*line.get_ydata(), *last.get_ydata()]
+        assert got == [ROWS[name][3 + k] for name in ("B = 1", "B = 2", "sorted")]
+    assert [bars.get_title()[:4], ax.get_title()[:3]] == ["Cost", "RMS"]
 
 
 def test_main(tmp_path, capsys, monkeypatch):
-    calls = {}
-
-    def spy(name, original):
-        return lambda *args: original(*calls.setdefault(name, args))
-
-    for name in ("reflow", "rotation", "draw_lines"):
-        monkeypatch.setattr(s, name, spy(name, getattr(s, name)))
-    s.main(f"--figures-dir {tmp_path} --reflows 2 --angle 60 --num-steps 3 --num-samples 9".split())
-    first, num_reflows = calls["reflow"]
-    assert (first.func, first.keywords, num_reflows) == (s.batch_velocity, {"batch": 1}, 2)
-    assert calls["rotation"][0] == 60
-    x_1, x_0, num_steps = calls["draw_lines"]
+    rows = []
+    monkeypatch.setattr(s, "NUM_STEPS", [1, 3, 5])
+    monkeypatch.setattr(s, "table", rows.extend)
+    for name in ("measure", "draw_lines", "draw_cost"):
+        monkeypatch.setattr(s, name, Mock(return_value=Mock()))
+    s.measure.return_value = ROWS, 0.3
+    s.main(f"--figures-dir {tmp_path} --reflows 2 --num-steps 3 --num-samples 9".split())
+    s.measure.assert_called_once_with(2)
+    s.draw_cost.assert_called_once_with(ROWS, 0.3)
+    x_1, x_0, num_steps = s.draw_lines.call_args.args
     assert (len(x_1), len(x_0), num_steps) == (9, 9, 3)
-    assert {path.stem for path in tmp_path.iterdir()} == {"lines", "cost"}
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 6 + 2 + 2
-    table = [[float(word) for word in line.split()[-6:]] for line in lines[1:9]]
-    prices, irreducible, curvature, one, _, four = np.array(table).T
-    np.testing.assert_allclose(prices - irreducible - curvature, OPTIMAL, atol=1e-3)
-    assert prices[[0, 2]] == pytest.approx([2.0225, 0.9236])
-    assert one[[0, 2, 6]] == pytest.approx([1.011, 0.527, 0])
-    assert (np.diff(one[:7]) < 0).all()
-    assert four[7] < 0.01  # one flow's error is all that a reflow has
-    assert lines[9].startswith("W_2^2 = 0.2526; ")
-    assert float(lines[9].split()[-1]) < 1e-4
-    assert "60 degrees: W_2^2 = 0, cost 2.0000" in lines[10]
+    for draw, name in ((s.draw_lines, "lines.jpg"), (s.draw_cost, "cost.jpg")):
+        draw.return_value.savefig.assert_called_once_with(tmp_path / name, dpi=120)
+    headings = ["error, 1 step", "error, 3 steps", "error, 5 steps"]
+    assert rows[0] == ["coupling", "cost", "irreducible", "curvature", *headings]
+    assert {name: [float(x) for x in row] for name, *row in rows[1:]} == ROWS
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("W_2^2 = 0.3000; ")
+    assert line.endswith(" 2e-01")  # 2.1 - .9 - .7 - .3, the largest but for the reflow's

@@ -2,12 +2,14 @@
 
 The claim
     A flow is learned from pairs (x_0, x_1), each moved along its line x_t = t x_1 + (1 - t) x_0.
-    Any coupling, that is any way to pair data with noise, gives a right flow (section 4.3). But
-    where lines of different pairs cross, the velocity is their average, E[x_0 - x_1 | x_t]. Then
-    trajectories bend, and few steps end in wrong places. The price is exact (Pythagoras, twice):
+    Any coupling, that is any way to pair data with noise, gives a right flow (section 4.3), if its
+    trajectories are unique. But where lines of different pairs cross, the velocity is their mean,
+    E[x_0 - x_1 | x_t]. Then trajectories bend, and few steps end in wrong places. The price is
+    exact (Pythagoras, twice):
         E|x_0 - x_1|^2  =  irreducible  +  curvature  +  cost of the flow's own coupling.
     irreducible: integral of E|x_0 - x_1 - v_t|^2 dt, the least loss that training can reach;
-    curvature: integral of E|v_t|^2 dt less E|flow(x_1) - x_1|^2, 0 if trajectories are straight.
+    curvature: integral of E|v_t|^2 dt less E|flow(x_1) - x_1|^2, 0 if trajectories are straight and
+    keep their speed.
 
 The truth beside it
     In one dimension all of it is known. Sorting batches of B draws is optimal transport within the
@@ -21,12 +23,10 @@ What to look for in figures/
     cost.jpg     the price, split in three, and the errors of 1, 2 and 4 steps
 
 Try this
-    python couplings.py --num-steps 4    the last row of lines.jpg with four steps
+    python couplings.py --num-steps 4    the last row of lines.jpg with four steps: who is wrong?
     python couplings.py --reflows 2      does a second reflow help?
-    python couplings.py --angle 179      a coupling in the plane: no crossing, and far from optimal
 """
 
-import cmath
 import math
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -81,12 +81,12 @@ def sort_batches(x_1, x_0, batch):
 # ----------------------------------------- The velocity -----------------------------------------
 
 
-def copula(u, w, batch):
-    """The density of a pair's quantiles, u of x_1 and w of x_0, when batches are sorted.
+def density_ratio(u, w, batch):
+    """p(x_1, x_0) / (p(x_1) p(x_0)) when batches are sorted; u, w: the quantiles of x_1, x_0.
 
     In a batch of B, let k others be below. Given k, u and w are independent, of density B b_k,
         b_k(u) = C(B-1, k) u^k (1-u)^(B-1-k)    (Bernstein's polynomials).
-    Each k has probability 1 / B, so the density is B sum_k b_k(u) b_k(w) = B S_{B-1}, where
+    Each k has probability 1 / B, so the ratio is B sum_k b_k(u) b_k(w) = B S_{B-1}, where
         S_n = sum_k C(n, k)^2 a^k b^(n-k),    a = u w,  b = (1-u) (1-w).
     S_n = (b - a)^n P_n((b + a) / (b - a)), P_n Legendre's polynomial: the loop is their recurrence.
     u, w: arrays of one shape.  Returns the same shape.
@@ -103,20 +103,20 @@ D = np.linspace(-6, 6, 145)  # values of x_0 - x_1; not one pair in a million is
 
 
 def joint(x_t, t, batch):
-    """The density of (x_t, d), d = x_0 - x_1, at each of D.  x_t: (n,);  t: a float.  (n, 145)
+    """The density of (x_t, d), d = x_0 - x_1, at each of D.  x_t: (n,);  t: a float.  (145, n)
 
     The pair is x_0 = x_t + t d and x_1 = x_t - (1 - t) d, a change of variables of determinant 1.
     """
-    x_0 = x_t[:, None] + t * D
-    x_1 = x_t[:, None] - (1 - t) * D
+    x_0 = x_t + t * D[:, None]
+    x_1 = x_t - (1 - t) * D[:, None]
     u, w = np.interp(x_1, X, CDF_1), np.interp(x_0, X, CDF_0)
-    return density_1(x_1) * density_0(x_0) * copula(u, w, batch)
+    return density_1(x_1) * density_0(x_0) * density_ratio(u, w, batch)
 
 
 def batch_velocity(x_t, t, *, batch):
     """v_t(x_t) = E[x_0 - x_1 | x_t] when batches are sorted.  x_t: (n,);  t: a float.  (n,)"""
     p = joint(x_t, t, batch)
-    return p @ D / (p.sum(axis=1) + 1e-300)  # 0 where no line leads
+    return D @ p / (p.sum(axis=0) + 1e-300)  # 0 where no line leads
 
 
 def straight_velocity(x_t, t, *, x_1, x_0):
@@ -185,17 +185,18 @@ def split(batch, optimal):
     """
     irreducible = speed = 0.0
     for t, weight in TIMES:
-        p = joint(STARTS, t, batch) * SPACING[:, None] * (D[1] - D[0])
-        v = p @ D / p.sum(axis=1)
-        irreducible += weight * (p * (D - v[:, None]) ** 2).sum()
-        speed += weight * (p.sum(axis=1) @ v**2)
+        p = joint(STARTS, t, batch) * SPACING * (D[1] - D[0])
+        v = D @ p / p.sum(axis=0)
+        irreducible += weight * (p * (D[:, None] - v) ** 2).sum()
+        speed += weight * (p.sum(axis=0) @ v**2)
     return irreducible, speed - optimal
 
 
 def ends(velocity, x_1, num_steps):
     """Where the flow takes x_1.  Returns x_0, like x_1."""
-    *_, x_0 = flow(velocity, x_1, num_steps)
-    return x_0
+    for x_t in flow(velocity, x_1, num_steps):
+        pass
+    return x_t
 
 
 def errors(velocity):
@@ -231,23 +232,9 @@ def measure(num_reflows):
     return rows, optimal
 
 
-def rotation(angle, x_1):
-    """A coupling in the plane, of N(0, I) with itself: x_0 is x_1 turned by an angle, in degrees.
-
-    x_1: (n,), complex.  Below 180 degrees x_t is an invertible function of x_1: lines never meet.
-    Returns E|x_0 - x_1|^2, and the error of NUM_STEPS: a list.
-    """
-    turn = cmath.exp(1j * math.radians(angle))
-
-    def velocity(x_t, t):
-        return (turn - 1) * x_t / (t + (1 - t) * turn)
-
-    misses = [abs(ends(velocity, x_1, n) - turn * x_1) for n in NUM_STEPS]
-    return 2 * abs(turn - 1) ** 2, [(miss**2).mean() ** 0.5 for miss in misses]
-
-
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
+BLUE, PINK, SKY = "#0072B2", "#CC79A7", "#56B4E9"
 
 
 def draw_paths(ax, t, paths, color):
@@ -260,51 +247,48 @@ def draw_paths(ax, t, paths, color):
 def draw_lines(x_1, x_0, num_steps):
     """Lines, trajectories and steps from x_1, with its twins.  x_1, x_0: (n,), independent."""
     twins = monotone(x_1)
-    table = {"x_1": STARTS, "x_0": monotone(STARTS)}
     columns = {
         "independent": (1, partial(batch_velocity, batch=1)),
         "batches of 4": (4, partial(batch_velocity, batch=4)),
         "batches of 32": (32, partial(batch_velocity, batch=32)),
-        "sorted": (len(x_1), partial(straight_velocity, **table)),
+        "sorted": (len(x_1), partial(straight_velocity, x_1=STARTS, x_0=monotone(STARTS))),
     }
     fig, axes = plt.subplots(3, 4, figsize=(12, 8), layout="constrained", sharex=True, sharey=True)
     for column, (name, (batch, velocity)) in zip(axes.T, columns.items()):
-        pairs = sort_batches(x_1, x_0, batch)
+        lines = np.array(sort_batches(x_1, x_0, batch))
         trajectories = np.array([x_1, *flow(velocity, x_1, FINE)])
         steps = np.array([x_1, *flow(velocity, x_1, num_steps)])
-        column[0].set_title(name)
-        for ax, paths in zip(column, (np.array(pairs), trajectories, steps)):
-            t = np.linspace(1, 0, len(paths))
-            for side, color in ((paths[0] > 0, "#0072B2"), (paths[0] <= 0, "#D55E00")):
-                draw_paths(ax, t, paths[:, side], color)
+        for ax, paths in zip(column, (lines, trajectories, steps)):
+            above, t = paths[0] > 0, np.linspace(1, 0, len(paths))
+            draw_paths(ax, t, paths[:, above], BLUE)
+            draw_paths(ax, t, paths[:, ~above], PINK)
         draw_paths(ax, [0, -0.12], np.array([steps[-1], twins]), "0.6")
         ax.plot(np.full(len(twins), -0.12), twins, "k.", ms=3)
         ax.set_xlabel("$t$")
+        column[0].set_title(name)
     for ax, word in zip(axes[:, 0], ("lines", "trajectories", f"Euler, steps: {num_steps}")):
         ax.set_ylabel(f"{word}\n$x_t$")
     axes[0, 0].set(xlim=(1.02, -0.15), xticks=[1, 0.5, 0])
-    fig.suptitle("Blue from above 0, orange from below; black dots: the twins")
+    fig.suptitle("Blue from above 0, pink from below; black dots: the twins")
     return fig
 
 
 def draw_cost(rows, optimal):
-    """The cost, split, and the errors.  rows, optimal: of measure."""
+    """The cost, split, and the errors, but for the reflow.  rows, optimal: of measure."""
     names = [name for name in rows if not name.startswith("reflow")]
-    table = np.array([rows[name] for name in names]).T
+    price, irreducible, curvature, *misses = np.array([rows[name] for name in names]).T
     fig, (bars, ax) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-    bottom = np.zeros(len(names))
-    for word, part, color in (
-        ("$W_2^2$", np.full(len(names), optimal), "0.7"),
-        ("curvature", table[2], "#E69F00"),
-        ("irreducible", table[1], "#0072B2"),
-    ):
-        bars.bar(names, part, bottom=bottom, color=color, label=word)
-        bottom += part
-    bars.plot(names, table[0], "k_", ms=26, label="cost, computed directly")
+
+    bars.bar(names, optimal, color="0.7", label="$W_2^2$")
+    bars.bar(names, curvature, bottom=optimal, color=PINK, label="curvature")
+    bars.bar(names, irreducible, bottom=optimal + curvature, color=SKY, label="irreducible")
+    bars.plot(names, price, "k_", ms=26, label="cost, computed directly")
     bars.set_title(r"Cost of the coupling, $E|x_0 - x_1|^2$")
     bars.legend(reverse=True)
-    for n, row, style in zip(NUM_STEPS, table[3:], ("ko-", "ks--", "k^:")):
-        ax.plot(names, row, style, mfc="w", label=f"{n} Euler step" + "s" * (n > 1))
+
+    for n, miss, style in zip(NUM_STEPS, misses, ("ko-", "ks--", "k^:")):
+        ax.plot(names[:-1], miss[:-1], style, mfc="w", label=f"{n} Euler step" + "s" * (n > 1))
+        ax.plot(names[-1:], miss[-1:], style[:2], mfc="w")  # not the next of the batches
     ax.set_title("RMS distance to the twins")
     ax.legend()
     return fig
@@ -337,29 +321,31 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
         num_steps=(1, 1, 100, "Euler steps in the last row of lines.jpg"),
         num_samples=(64, 1, 500, "pairs that are drawn"),
         reflows=(1, 1, 10, "reflows of the independent coupling"),
-        angle=(90.0, 0.0, 179.0, "of the rotation, in degrees"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     rng = np.random.default_rng(args.seed)
 
     rows, optimal = measure(args.reflows)
-    in_plane = rng.standard_normal(args.num_samples) + 1j * rng.standard_normal(args.num_samples)
-    turned, misses = rotation(args.angle, in_plane)
-
-    print("           cost irreducible curvature    error of 1, 2, 4 steps")
-    for name, (price, irreducible, curvature, *steps) in rows.items():
-        print(f"{name:9}{price:7.4f}{irreducible:11.4f}{curvature:10.4f}  ", end="")
-        print("".join(f"{error:8.3f}" for error in steps))
     gap = max(abs(row[0] - row[1] - row[2] - optimal) for row in list(rows.values())[:-1])
-    print(f"W_2^2 = {optimal:.4f}; cost - irreducible - curvature - W_2^2 is at most {gap:.0e}")
-    print(f"rotation by {args.angle:g} degrees: W_2^2 = 0, cost {turned:.4f}, ", end="")
-    print("errors" + "".join(f"{error:6.3f}" for error in misses))
+
+    headings = ["coupling", "cost", "irreducible", "curvature"]
+    headings += [f"error, {n} step" + "s" * (n > 1) for n in NUM_STEPS]
+    table([headings, *([name, *(f"{x:.4f}" for x in row)] for name, row in rows.items())])
+    print(f"W_2^2 = {optimal:.4f}; irreducible + curvature + W_2^2 is the cost, within {gap:.0e}")
 
     for name, figure in {
         "lines": draw_lines(*draw(args.num_samples, rng), args.num_steps),

@@ -10,17 +10,16 @@ The claim
 
 The truth beside it
     Here v_t is an integral along the spiral: `exact_velocity`. Its loss is the least possible, not
-    0: x_t does not tell which line it is on. Each sample has a twin, which follows the exact
-    velocity from the same start, in the same steps.
+    0: x_t does not tell which line it is on. A sample's twin follows it from the same start.
 
 What to look for in figures/
     data.jpg            the annulus and the spiral
     scatter.gif         one flows into the other
     train_loss.jpg      the loss falls to its irreducible part
-    trajectories.jpg    the lines through one place; trajectories and velocities, learned over exact
+    trajectories.jpg    lines through one place, their mean; trajectories that turn and come back
 
 Try this
-    python flow_matching.py --num-steps 1       were trajectories straight, one step would do
+    python flow_matching.py --num-steps 1       enough for straight trajectories at constant speed
     python flow_matching.py --num-steps 10      off the spiral, and so are the twins
     python flow_matching.py --train-steps 300   what is hard to learn? The loss hardly says
 """
@@ -46,6 +45,8 @@ from tqdm import tqdm
 INNER, OUTER = 2.5, 3.0  # radii of the annulus
 END = 6 * math.pi  # the angle at which the spiral ends; it starts at 0
 NOISE = 0.1  # standard deviation of what is added to the spiral, per coordinate
+SQUARE_1 = (INNER**2 + INNER * OUTER + OUTER**2) / 3  # E|x_1|^2
+SQUARE_0 = (END / (2 * math.pi)) ** 2 / 3 + 2 * NOISE**2  # E|x_0|^2
 
 
 def annulus(n, rng):
@@ -65,9 +66,6 @@ def spiral(n, rng):
     """n draws of x_0: theta uniform on [0, 6 pi], plus N(0, 0.1^2 I).  Returns (n, 2)."""
     theta = END * torch.rand(n, generator=rng)
     return curve(theta) + NOISE * torch.randn(n, 2, generator=rng)
-
-
-# ----------------------------------------- The velocity -----------------------------------------
 
 
 def lines(n, t, rng):
@@ -92,16 +90,15 @@ def flow(velocity, x_1, num_steps):
 
 
 # ------------------------------------------- Learning -------------------------------------------
-VARIANCE_0, VARIANCE_1 = 1.5, 3.8  # of x_0 and of x_1, per coordinate, rounded
 
 
 class Velocity(nn.Module):
     """A ReLU network that learns v_t(x_t).
 
-    c_skip x_t is nearly the best linear guess of x_0 - x_1, and c_out the size of its error; the
-    layers learn what that guess misses, in units of c_out. They see x_t, t, and how far |x_t| is
-    from the edges of t x_1: near t = 1, v_t bends there, on the scale 1 - t (1.1 - t is never 0).
-    Waves in x_t and in t let them bend sharply (Tancik et al., 2020, arXiv 2006.10739).
+    c_skip x_t is the best guess of x_0 - x_1 that is a multiple of x_t, c_out its error (RMS, per
+    coordinate); the layers learn what it misses, in units of c_out. They see x_t, t, and how far
+    |x_t| is from the edges of t x_1: near t = 1, v_t bends there, on the scale 1 - t (1.1 - t is
+    never 0). Waves in x_t and t let them bend sharply (Tancik et al., 2020, arXiv 2006.10739).
     """
 
     def __init__(self, num_waves=32, num_harmonics=10, width=96):
@@ -121,9 +118,9 @@ class Velocity(nn.Module):
     def forward(self, x_t, t):
         """v_t(x_t), learned.  x_t: (n, 2);  t: a float or (n, 1), 0 <= t <= 1.  Returns (n, 2)."""
         t = torch.as_tensor(t).expand(len(x_t), 1)
-        variance_t = t**2 * VARIANCE_1 + (1 - t) ** 2 * VARIANCE_0  # of x_t
-        c_skip = ((1 - t) * VARIANCE_0 - t * VARIANCE_1) / variance_t
-        c_out = (VARIANCE_0 * VARIANCE_1 / variance_t).sqrt()
+        square_t = t**2 * SQUARE_1 + (1 - t) ** 2 * SQUARE_0  # E|x_t|^2
+        c_skip = ((1 - t) * SQUARE_0 - t * SQUARE_1) / square_t
+        c_out = (SQUARE_0 * SQUARE_1 / square_t / 2).sqrt()
         radius = x_t.norm(dim=1, keepdim=True)
         edges = [(radius - t * edge) / (1.1 - t) for edge in (INNER, OUTER)]
         a, b = x_t @ self.frequencies, t * self.harmonics
@@ -169,6 +166,7 @@ def gauss_legendre(n):
 
 
 NODES, WEIGHTS = gauss_legendre(500)  # for theta / END
+FEW_NODES, FEW_WEIGHTS = (q[:, None] for q in gauss_legendre(30))  # for |x_1|
 
 
 def blurred_annulus(t):
@@ -183,13 +181,19 @@ def blurred_annulus(t):
     low, high = max(0, t * INNER - 5 * s), t * OUTER + 5 * s
     grid = torch.linspace(low, high, math.ceil((high - low) / (0.02 * s)), dtype=torch.double)
     start, end = (((grid + side) / t).clamp(INNER, OUTER) for side in (-8 * s, 8 * s))
-    nodes, weights = (q[:, None] for q in gauss_legendre(30))
-    r = start + (end - start) * nodes  # (30, n)
-    p = (end - start) * weights * torch.exp(-(((grid - t * r) / s) ** 2) / 2)
+    r = start + (end - start) * FEW_NODES  # (30, n)
+    p = (end - start) * FEW_WEIGHTS * torch.exp(-(((grid - t * r) / s) ** 2) / 2)
     z = grid * t * r / s**2
     g = (p * torch.special.i0e(z)).sum(dim=0)
     h = (p * r * torch.special.i1e(z)).sum(dim=0) / g
     return grid, g.log(), h
+
+
+def interpolate(w, grid, *tables):
+    """Linear interpolation at w, any shape, in each table, (m,), on an even grid, (m,).  A list."""
+    u = (w - grid[0]) / (grid[1] - grid[0])
+    k = u.long().clamp(0, len(grid) - 2)  # w lies between grid[k] and grid[k + 1]
+    return [torch.lerp(table.take(k), table.take(k + 1), u - k) for table in tables]
 
 
 def exact_velocity(x_t, t):
@@ -201,9 +205,7 @@ def exact_velocity(x_t, t):
     means = []
     for x in x_t.split(200):  # to stay in cache
         w = torch.cdist(x, (1 - t) * points)  # |w|, (200, 500)
-        u = (w - grid[0]) / (grid[1] - grid[0])
-        k = u.long().clamp(0, len(grid) - 2)  # w lies between grid[k] and grid[k + 1]
-        log_g_w, h_w = (torch.lerp(f.take(k), f.take(k + 1), u - k) for f in (log_g, h))
+        log_g_w, h_w = interpolate(w, grid, log_g, h)
         factor = (WEIGHTS.log() + log_g_w).softmax(dim=1) * h_w / w
         means.append(factor.sum(dim=1, keepdim=True) * x - (1 - t) * factor @ points)
     return (x_t - torch.cat(means)) / (1 - t)
@@ -215,17 +217,17 @@ FAR = 0.5  # half of the distance between two turns of the spiral
 
 
 def measure(velocity, rng, n=4000):
-    """E|f - v_t|^2 / E|v_t|^2 of a velocity f at each of TIMES, from n draws of x_t: a list."""
-    errors = []
+    """E|f - v_t|^2 of a velocity f, and E|v_t|^2, at each of TIMES: two lists.  n draws of x_t."""
+    errors, squares = [], []
     for t in TIMES:
         x_t, _ = lines(n, t, rng)
         exact = exact_velocity(x_t, t)
-        square = (velocity(x_t, t) - exact).square().sum()
-        errors.append((square / exact.square().sum()).item())
-    return errors
+        errors.append((velocity(x_t, t) - exact).square().sum(dim=1).mean().item())
+        squares.append(exact.square().sum(dim=1).mean().item())
+    return errors, squares
 
 
-def least_loss(rng, num_times=40, n=1500):
+def least_loss(rng, num_times=40, n=6000):
     """The loss of train with the exact velocity: its irreducible part E|x_0 - x_1 - v_t(x_t)|^2.
 
     That is E|x_0 - x_1|^2 - E|v_t|^2.  n draws of x_t at each of num_times midpoints of t.
@@ -235,7 +237,7 @@ def least_loss(rng, num_times=40, n=1500):
         t = (k + 0.5) / num_times
         x_t, _ = lines(n, t, rng)
         squares.append(exact_velocity(x_t, t).square().sum(dim=1).mean().item())
-    return 2 * (VARIANCE_0 + VARIANCE_1) - sum(squares) / num_times
+    return SQUARE_0 + SQUARE_1 - sum(squares) / num_times
 
 
 def trajectories(name, velocity, x_1, num_steps):
@@ -252,14 +254,16 @@ def apart(x_0, twins):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-EXACT, LEARNED = {"color": "0.7", "lw": 5}, {"color": "k", "lw": 1.2}  # one over the other
+BLUE, GREEN, PINK = "#0072B2", "#009E73", "#CC79A7"
+EXACT = {"color": "0.7", "lw": 5, "label": "exact"}
+LEARNED = {"color": BLUE, "lw": 1.2, "label": "learned"}  # over it
 
 
 def draw_data(x_0, x_1):
     """x_0, x_1: (n, 2)."""
     fig, ax = plt.subplots(figsize=(5, 5.3), layout="constrained")
-    ax.scatter(*x_1.T, s=3, color="C0", label="$x_1$, the annulus")
-    ax.scatter(*x_0.T, s=3, color="C1", label="$x_0$, the spiral")
+    ax.scatter(*x_1.T, s=3, color=PINK, label="$x_1$, the annulus")
+    ax.scatter(*x_0.T, s=3, color=GREEN, label="$x_0$, the spiral")
     ax.set(xlabel="$x$", ylabel="$y$", aspect="equal")
     fig.legend(loc="outside lower center", ncols=2, markerscale=3)
     return fig
@@ -269,51 +273,46 @@ def draw_loss(losses, least):
     """losses: of train;  least: of least_loss."""
     fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     window = max(1, len(losses) // 50)
-    mean = torch.tensor(losses).unfold(0, window, 1).mean(dim=1)
+    smooth = torch.tensor(losses).unfold(0, window, 1).mean(dim=1)
     ax.plot(losses, ".", color="0.8", ms=2, label="each step")
-    ax.plot(range(window - 1, len(losses)), mean, "C0", label=f"mean of {window} steps")
+    ax.plot(range(window - 1, len(losses)), smooth, color=BLUE, label=f"mean of {window} steps")
     ax.axhline(least, color="k", ls="--", label=f"exact velocity: {least:.2f}")
     ax.set(xlabel="training step", ylabel="loss, $|f(x_t, t) - (x_0 - x_1)|^2$")
     ax.legend()
     return fig
 
 
-def draw_velocities(ax, velocity, x_t, t):
-    """Lines from x_t, (n, 2), to x_t + t v_t, where a straight trajectory would end."""
-    for v, style in [(exact_velocity, EXACT), (velocity, LEARNED)]:
-        ends = torch.stack([x_t, x_t + t * v(x_t, t)])  # (2, n, 2)
-        ax.plot(ends[..., 0], ends[..., 1], solid_capstyle="round", **style)
-    ax.plot(*x_t.T, "k.", ms=6)
-
-
 def draw_trajectories(paths, twins, velocity, rng):
-    """Lines; trajectories, (num_steps + 1, n, 2), over their twins; velocities over exact ones."""
-    fig, axes = plt.subplots(1, 3, figsize=(13, 5.2), layout="constrained")
+    """Lines through one place; 20 trajectories over their twins.  paths, twins: of trajectories."""
+    fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
     place = torch.tensor([[0.3, 1.15]])
     x_t, target = lines(200_000, 0.5, rng)
     near = (x_t - place).norm(dim=1).argsort()[:100]
-    through = torch.stack([x_t - target / 2, x_t + target / 2])[:, near]  # x_1 and x_0
-    axes[0].plot(*through.permute(2, 0, 1), "C0", lw=0.4, alpha=0.5)
-    draw_velocities(axes[0], velocity, place, 0.5)
-    for run, style in [(twins, EXACT), (paths, LEARNED)]:
-        axes[1].plot(*run[:, :48].permute(2, 0, 1), **style)
-    draw_velocities(axes[2], velocity, lines(150, 0.2, rng)[0], 0.2)
-    titles = ["Lines through one place at $t$ = 0.5", "Trajectories", "Velocities at $t$ = 0.2"]
-    ends = [through, paths[[0, -1], :48], through[:, :0]]  # none in the third panel
-    for ax, title, (x_1, x_0) in zip(axes, titles, ends):
-        ax.plot(*x_1.T, "C0.", label="$x_1$")
-        ax.plot(*x_0.T, "C1.", label="$x_0$")
-        ax.plot(*curve(torch.linspace(0, END, 300)).T, "C1", lw=1, zorder=0, label="spiral")
-        ax.plot([], [], label="exact", **EXACT)
-        ax.plot([], [], label="learned", **LEARNED)
-        ax.set(xlabel="$x$", ylabel="$y$", title=title, aspect="equal")
-        ax.set(xlim=(-3.4, 3.4), ylim=(-3.4, 3.4))
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    ends = torch.stack([x_t - target / 2, x_t + target / 2])[:, near]  # x_1 and x_0
+    axes[0].plot(ends[..., 0], ends[..., 1], color=PINK, lw=0.4)
+    for v, style in [(exact_velocity, EXACT), (velocity, LEARNED)]:
+        mean = torch.stack([place, place + v(place, 0.5) / 2])  # from t = 0.5 to 0
+        axes[0].plot(mean[..., 0], mean[..., 1], **style)
+    axes[0].plot(*place.T, "ko")
+    axes[0].set_title("Lines through one place, $t$ = 0.5")
+
+    for x_t, style in [(twins[:, :20], EXACT), (paths[:, :20], LEARNED)]:
+        axes[1].plot(x_t[..., 0], x_t[..., 1], **style)
+        axes[2].plot(torch.linspace(1, 0, len(x_t)), x_t.norm(dim=2), **style)
+    axes[1].set_title("Trajectories")
+    axes[2].set(xlabel="$t$", ylabel="$|x_t|$", xlim=(1, 0), title="Distance from the center")
+
+    for ax, (x_1, x_0) in zip(axes, (ends, x_t[[0, -1]])):
+        ax.plot(*x_1.T, ".", color=PINK, label="$x_1$")
+        ax.plot(*x_0.T, ".", color=GREEN, label="$x_0$")
+        ax.plot(*curve(torch.linspace(0, END, 300)).T, color=GREEN, lw=1, zorder=0, label="spiral")
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-3.4, 3.4), ylim=(-3.4, 3.4))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
 
 def animate(paths):
-    """paths: (num_steps + 1, n, 2).  The color of a point is the radius at which it starts."""
+    """paths: (num_steps + 1, n, 2).  A point's color is the radius at which it starts."""
     fig = plt.figure(figsize=(4, 4), facecolor="#0b1020")
     ax = fig.add_axes((0, 0, 1, 1), xlim=(-3.3, 3.3), ylim=(-3.3, 3.3))
     ax.axis("off")
@@ -363,6 +362,25 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def report(errors, squares):
+    """Rows for table from what measure returns. The last ratio is that of the means."""
+    errors, squares = ([*row, sum(row) / len(row)] for row in (errors, squares))
+    return [
+        ["t", *(f"{t:g}" for t in TIMES), "mean"],
+        ["E|f - v_t|^2", *(f"{error:.4f}" for error in errors)],
+        ["E|v_t|^2", *(f"{square:.2f}" for square in squares)],
+        ["their ratio", *(f"{error / square:.2%}" for error, square in zip(errors, squares))],
+    ]
+
+
 def main(argv=None):
     args = options(
         argv,
@@ -375,7 +393,7 @@ def main(argv=None):
     rng = torch.Generator().manual_seed(args.seed)
 
     velocity, losses = train(train_steps=args.train_steps, rng=rng)
-    errors = measure(velocity, rng)
+    errors, squares = measure(velocity, rng)
     least = least_loss(rng)
 
     x_1 = annulus(args.num_samples, rng)
@@ -384,9 +402,7 @@ def main(argv=None):
 
     tenth = losses[-max(1, len(losses) // 10) :]
     print(f"loss: {sum(tenth) / len(tenth):.2f} in the last tenth, {least:.2f} is irreducible")
-    print("t                      " + "".join(f"{t:8}" for t in TIMES) + "    mean")
-    errors = [*errors, sum(errors) / len(TIMES)]
-    print("E|f - v_t|^2 / E|v_t|^2" + "".join(f"{error:8.2%}" for error in errors))
+    table(report(errors, squares))
     median, far = apart(paths[-1], twins[-1])
     print(f"a sample is {median:.4f} from its twin (median), {far:.1%} over {FAR}")
 

@@ -75,6 +75,32 @@ def test_b_10_errors():
     assert mean_square(printed + X_T) == pytest.approx(least + bridge)
 
 
+def test_lemma_1():
+    """KL(Gaussian || posterior): infinite for a smooth bump, O(sigma^4) for 1 / cosh."""
+
+    def bump(x):
+        return np.where(abs(x) < 1, -1 / (1 - np.clip(x, -1 + 1e-9, 1 - 1e-9) ** 2), -np.inf)
+
+    def kl(log_p, sigma, z=0.5, h=1e-4):
+        u = np.linspace(-12, 12, 24_001)  # x_0 = z + sigma u
+        log_posterior = log_p(z + sigma * u) - u**2 / 2
+        log_posterior = log_posterior - np.log(np.exp(log_posterior).sum())
+        shift = sigma * (log_p(z + h) - log_p(z - h)) / (2 * h)  # mu_z = z + sigma^2 (log p)'(z)
+        log_q = -((u - shift) ** 2) / 2
+        log_q = log_q - np.log(np.exp(log_q).sum())
+        return np.exp(log_q) @ (log_q - log_posterior)
+
+    largest = []  # fourth derivative of the bump's p, on a grid and on one twice as fine
+    for n in (2001, 4001):
+        x = np.linspace(-1.1, 1.1, n)
+        largest.append(abs(np.diff(np.exp(bump(x)), 4)).max() / (x[1] - x[0]) ** 4)
+    assert largest[1] == pytest.approx(largest[0], rel=0.01)
+    for sigma in (0.5, 0.1, 0.05):
+        assert kl(bump, sigma) == math.inf
+    smooth = [kl(lambda x: -np.log(np.cosh(x)), sigma) for sigma in (0.1, 0.05)]
+    assert smooth[0] / smooth[1] == pytest.approx(16, rel=0.02)
+
+
 def test_figure_2():
     """Bayes' rule on a grid: as printed, x_t says nothing of x_{t-1}, however small sigma is."""
     x, sigma, x_t = np.linspace(-6, 6, 4001), 0.1, 0.5

@@ -5,8 +5,9 @@ The claim
     2022, arXiv 2207.12598) puts, in place of the denoiser D(x), into DDPM or DDIM
         D_w = D + w (D(.|c) - D),
     so w = 0 is all the data and w = 1 the class. (They write (1 + w) D(.|c) - w D: their w is ours
-    minus 1.) It is often said that this samples the tilted density p_0(x) p(c|x)^w. It does not:
-    for w > 1 DDPM's samples are sharper than that, and DDIM's far sharper.
+    minus 1.) It is often said that this samples the tilted density p_0(x) p(c|x)^w. For w > 1 it
+    does not: of two Gaussians DDPM makes a density that is too narrow, and DDIM a far narrower one;
+    of three classes both make one that is too far from the other two.
 
 The truth beside it
     At each noise level (D_w - x) / sigma^2 is the score of p_t(x) p_t(c|x)^w. But this is not what
@@ -15,17 +16,19 @@ The truth beside it
         tilted    S_U / (1 + (r - 1) w)                               falls as 1 / w
         DDPM      S_U / (r - 1) (1 - r^(1 - 2 w)) / (2 w - 1)         as 1 / (2 w - 1)
         DDIM      S_U r^-w                                            exponentially
-    A small DDPM step is a DDIM step with D(.|c) and one step of Langevin dynamics on
-    p_t(x) p_t(c|x)^(2 w - 1) (Bradley & Nakkiran 2024, arXiv 2408.09000): hence its 2 w - 1, and
-    one step is too few to arrive at that density. The repair: more steps, on the density wanted.
+    This example, its laws and the repair are those of Bradley & Nakkiran (2024, arXiv 2408.09000,
+    section 3.1): a small DDPM step is a DDIM step with D(.|c) and one step of Langevin dynamics on
+    p_t(x) p_t(c|x)^(2 w - 1); hence the 2 w - 1, and one step is too few to arrive at that density.
+    The repair: more steps, on the density wanted. Of three classes it is sampled by rejection.
 
 What to look for in figures/
-    tilted.jpg          three Gaussians, a class each: DDPM with Langevin steps stays with the
-                        tilted density, DDPM and DDIM run away from it
-    variance-vs-w.jpg   the three laws, and samples
+    tilted.jpg          three classes: DDIM and DDPM leave the tilted density, DDPM with Langevin
+                        steps stays with it
+    variance-vs-w.jpg   two Gaussians: the three laws, and samples
 
 Try this
-    python guidance.py --num-steps 50      too few Langevin steps: its means run away too
+    python guidance.py --num-steps 50      two Langevin steps at only 50 levels: too few
+    python guidance.py --num-langevin 0    no repair: the last two samplers are one
     python guidance.py --sigma-q 5         DDIM remembers that it starts wrong, DDPM forgets
     python guidance.py --std 0.2           classes far apart: nothing to tilt, and DDIM still runs
 """
@@ -53,9 +56,9 @@ CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
 
 def class_posterior(x, variance):
     """p(class | x) when x is one of CENTERS plus N(0, variance I).  x: (n, 2).  Returns (n, 3)."""
-    squares = ((x[:, None] - CENTERS) ** 2).sum(axis=2)
-    odds = np.exp((squares.min(axis=1, keepdims=True) - squares) / (2 * variance))
-    return odds / odds.sum(axis=1, keepdims=True)
+    logits = CENTERS @ x.T / variance  # what |x - center|^2 has more is the same for all three
+    odds = np.exp(logits - logits.max(axis=0))
+    return (odds / odds.sum(axis=0)).T
 
 
 # ----------------------------------------- The denoiser -----------------------------------------
@@ -63,20 +66,35 @@ def class_posterior(x, variance):
 # the tutorial.
 
 
-def gaussian_denoiser(x, sigma, *, mean, variance):
-    """E[x_0 | x] for x_0 ~ N(mean, variance I).  x: any shape.  Returns that shape."""
-    return (variance * x + sigma**2 * mean) / (variance + sigma**2)
+def gaussian_denoiser(x, sigma, *, center, variance):
+    """E[x_0 | x] for x_0 ~ N(center, variance I).  x: any shape.  Returns that shape."""
+    return (variance * x + sigma**2 * center) / (variance + sigma**2)
 
 
 def mixture_denoiser(x, sigma, *, std):
-    """E[x_0 | x] for the three Gaussians: that of one, at the mean center.  x: (n, 2).  (n, 2)"""
-    mean_center = class_posterior(x, std**2 + sigma**2) @ CENTERS
-    return gaussian_denoiser(x, sigma, mean=mean_center, variance=std**2)
+    """E[x_0 | x] for the three Gaussians: that of one, at the mean of the centers.  x: (n, 2)."""
+    center = class_posterior(x, std**2 + sigma**2) @ CENTERS
+    return gaussian_denoiser(x, sigma, center=center, variance=std**2)
 
 
 def guided(x, sigma, *, data, of_class, w):
     """D_w = D + w (D(.|c) - D).  data, of_class: the denoisers D and D(.|c).  The shape of x."""
     return (1 - w) * data(x, sigma) + w * of_class(x, sigma)
+
+
+# What `sample` needs of an example: D, D(.|c), and the variance of the class.
+ON_LINE = {
+    "data": partial(gaussian_denoiser, center=0, variance=S_U),
+    "of_class": partial(gaussian_denoiser, center=0, variance=S_C),
+    "variance": S_C,
+}
+
+
+def in_plane(std):
+    """As ON_LINE, of the three classes."""
+    data = partial(mixture_denoiser, std=std)
+    of_class = partial(gaussian_denoiser, center=CENTERS[0], variance=std**2)
+    return {"data": data, "of_class": of_class, "variance": std**2}
 
 
 # ----------------------------------------- The samplers -----------------------------------------
@@ -95,14 +113,19 @@ def ddim(denoiser, x, sigmas):
         yield x
 
 
-def ddpm(denoiser, x, sigmas, rng):
-    """Algorithm 1 of the tutorial on any grid: the reverse mean, and N(0, sigma_q^2 dt I).
+def ddpm_step(denoiser, x, sigma, next_sigma, rng):
+    """A step of Algorithm 1 of the tutorial: the reverse mean, and N(0, sigma_q^2 dt I).
 
     In eq. (24) dt / t is 1 - (next_sigma / sigma)^2, and sigma_q^2 dt is sigma^2 - next_sigma^2.
     """
+    reverse_mean = x + (1 - (next_sigma / sigma) ** 2) * (denoiser(x, sigma) - x)
+    return reverse_mean + (sigma**2 - next_sigma**2) ** 0.5 * rng.standard_normal(x.shape)
+
+
+def ddpm(denoiser, x, sigmas, rng):
+    """Algorithm 1 on any grid."""
     for sigma, next_sigma in zip(sigmas, sigmas[1:]):
-        mean = x + (1 - (next_sigma / sigma) ** 2) * (denoiser(x, sigma) - x)
-        x = mean + (sigma**2 - next_sigma**2) ** 0.5 * rng.standard_normal(x.shape)
+        x = ddpm_step(denoiser, x, sigma, next_sigma, rng)
         yield x
 
 
@@ -120,7 +143,7 @@ def ddpm_langevin(denoiser, x, sigmas, rng, *, num_langevin, variance):
     for sigma, next_sigma in zip(sigmas, sigmas[1:]):
         for _ in range(num_langevin):
             x = langevin(denoiser, x, sigma, (variance + sigma**2) / 50, rng)
-        (x,) = ddpm(denoiser, x, [sigma, next_sigma], rng)
+        x = ddpm_step(denoiser, x, sigma, next_sigma, rng)
         yield x
 
 
@@ -142,7 +165,7 @@ def tilted_variance(w):
 
 
 def ddpm_variance(w):
-    """What guided DDPM returns, in the limit of small steps and large sigma_q; w is not 1/2.
+    """What guided DDPM returns, in the limit of small steps and large sigma_q;  w > 1/2.
 
     With v the variance and s = sigma^2, a step from s to s - ds is dv/ds = 2 v G - 1, where
     G = (1 - w) / (S_U + s) + w / (S_C + s). The solution at s = 0 is an elementary integral.
@@ -156,7 +179,7 @@ def ddim_variance(w):
 
 
 def tilted_samples(n, w, rng, *, std):
-    """n draws of p_0(x) p(c|x)^w, w >= 1, for the three Gaussians: (n, 2).
+    """n draws of p_0(x) p(c|x)^w, w >= 1, for the three classes: (n, 2).
 
     It is p(x|c) p(c|x)^(w - 1), so a draw of the class is kept with that power for probability.
     """
@@ -169,12 +192,12 @@ def tilted_samples(n, w, rng, *, std):
 
 
 # ------------------------------------------ Measuring -------------------------------------------
-SCALES = [0, 1, 2, 4, 8]  # w
 LAWS = {"DDIM": ddim_variance, "DDPM": ddpm_variance, "DDPM + Langevin": tilted_variance}
 
 
-def sample(denoiser, x, sigmas, rng, *, num_langevin, variance):
-    """Runs the three samplers from x.  Returns {sampler: x_0, of the shape of x}."""
+def sample(x, w, sigmas, rng, *, data, of_class, variance, num_langevin):
+    """Runs the three samplers from x, guided with w.  Returns {sampler: x_0, the shape of x}."""
+    denoiser = partial(guided, data=data, of_class=of_class, w=w)
     repair = {"num_langevin": num_langevin, "variance": variance}
     runs = {
         "DDIM": ddim(denoiser, x, sigmas),
@@ -183,64 +206,66 @@ def sample(denoiser, x, sigmas, rng, *, num_langevin, variance):
     }
     samples = {}
     for name, steps in runs.items():
-        for x_0 in tqdm(steps, name, len(sigmas) - 1, disable=None):
+        for x_0 in tqdm(steps, f"{name}, w = {w}", len(sigmas) - 1, disable=None):
             pass
         samples[name] = x_0
     return samples
 
 
-def measure(samples):
-    """Variance of samples of mean 0, (n,), and its standard error, by the Gaussian formula."""
-    variance = (samples**2).mean()
-    return variance, variance * (2 / len(samples)) ** 0.5
+def estimate(values):
+    """The mean of values, (n,), and its standard error."""
+    return values.mean(), values.std() / len(values) ** 0.5
 
 
 def along_axis(x_0):
-    """Mean of samples, (n, 2), along the class's axis: 1 is its center."""
-    return (x_0 @ CENTERS[0]).mean()
+    """The place of x_0, (n, 2), on the axis of the class: its center is at 1.  Returns (n,)."""
+    return x_0 @ CENTERS[0]
+
+
+def from_mean(x_0):
+    """Squared distances of x_0, (n, 2), to their mean; the total variance is theirs.  (n,)"""
+    return ((x_0 - x_0.mean(axis=0)) ** 2).sum(axis=1)
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = {"DDIM": "C1", "DDPM": "C0", "DDPM + Langevin": "C2", "tilted": "0.3"}
+BLUE, ORANGE, PINK = "#0072B2", "#E69F00", "#CC79A7"
+COLORS = {"tilted": "0.2", "DDIM": ORANGE, "DDPM": BLUE, "DDPM + Langevin": PINK}
 
 
-def draw_variances(measured):
-    """The laws as lines, samples as marks.  measured: {(sampler, w): (variance, s.e.)}."""
-    fig, ax = plt.subplots(figsize=(7, 5), layout="constrained")
-    w = np.linspace(0, 8, 200)
-    for name, law in LAWS.items():
-        label = "tilted density, exact" if law is tilted_variance else f"{name}, exact"
-        ax.semilogy(w, law(w), color=COLORS[name], label=label)
-        marks, errors = np.transpose([measured[name, w] for w in SCALES])
+def draw_variances(variances):
+    """The laws as lines, samples as marks.  variances: {w: {sampler: (variance, s.e.)}}."""
+    fig, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    w = np.linspace(min(variances), max(variances), 200)
+    ax.semilogy(w, tilted_variance(w), color=COLORS["tilted"], label="tilted, exact")
+    ax.semilogy(w, ddpm_variance(w), color=COLORS["DDPM"], label="DDPM, exact")
+    ax.semilogy(w, ddim_variance(w), color=COLORS["DDIM"], label="DDIM, exact")
+    for name in LAWS:
+        marks, errors = np.transpose([measured[name] for measured in variances.values()])
         style = {"color": COLORS[name], "capsize": 4, "ms": 5, "label": f"{name}, sampled"}
-        ax.errorbar(SCALES, marks, 5 * errors, fmt="o", **style)
-    ax.set(xlabel="guidance $w$", ylabel="variance of the samples")
-    ax.set_title("Gaussian data and class (bars: five standard errors)")
+        ax.errorbar([*variances], marks, 5 * errors, fmt="o", **style)
+    ax.set(xlabel="guidance $w$", ylabel="variance of $x_0$")
+    ax.set_title(f"Data N(0, {S_U:g}), class N(0, {S_C:g}); bars: five standard errors")
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(loc="lower left")
     return fig
 
 
-def draw_samples(pictures, std):
-    """Rows of samplers, columns of w.  pictures: {(name, w): (n, 2)}."""
-    scales = [w for w in SCALES if w > 0]
-    rows = ["tilted", "DDPM + Langevin", "DDPM", "DDIM"]
-    fig, axes = plt.subplots(4, len(scales), figsize=(7.6, 9.9), layout="constrained")
+def draw_samples(samples, std):
+    """Rows of w, columns of samplers.  samples: {w: {name: (n, 2)}}."""
+    fig, axes = plt.subplots(2, 4, figsize=(10, 6.6), layout="constrained")
     circle = np.exp(1j * np.linspace(0, 2 * np.pi, 100))
-    points = np.concatenate([*pictures.values(), CENTERS - 2.2 * std, CENTERS + 2.2 * std])
+    points = [x_0[:2000] for columns in samples.values() for x_0 in columns.values()]
+    points = np.concatenate([*points, CENTERS - 2.2 * std, CENTERS + 2.2 * std])
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
-    for row, name in zip(axes, rows):
-        for ax, w in zip(row, scales):
-            x_0 = pictures[name, w]
-            ax.plot(*x_0.T, ".", color=COLORS[name], ms=2, mew=0)
+    for row, (w, columns) in zip(axes, samples.items()):
+        for ax, (name, x_0) in zip(row, columns.items()):
+            ax.plot(*x_0[:2000].T, ".", color=COLORS[name], ms=2.5, mew=0)
             for x, y in CENTERS:
                 ax.plot(x + 2 * std * circle.real, y + 2 * std * circle.imag, "k", lw=0.7)
-            ax.axhline(along_axis(pictures["tilted", w]), color="k", ls=":", lw=1)
+            ax.axhline(along_axis(columns["tilted"]).mean(), color="k", ls=":", lw=1)
+            ax.set_title(f"{name}, $w$ = {w}")
             ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-    for ax, w in zip(axes[0], scales):
-        ax.set_title(f"$w$ = {w}")
     fig.suptitle("The upper class (circles: two stds of each; dotted: mean of the tilted density)")
     return fig
 
@@ -272,11 +297,40 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def variance_rows(variances):
+    """A row for each w: samplers, each beside its law."""
+    rows = [["", "DDIM", "law", "DDPM", "law", "DDPM + Langevin", "tilted"]]
+    for w, measured in variances.items():
+        rows.append([f"w = {w}"])
+        for name, law in LAWS.items():
+            variance, _ = measured[name]
+            rows[-1] += [f"{variance:.4f}", f"{law(w):.4f}"]
+    return rows
+
+
+def class_rows(samples):
+    """A row for each sampler: means and total variances, for each w."""
+    rows = [["", *(f"mean, w = {w}" for w in samples), *(f"variance, w = {w}" for w in samples)]]
+    for name in COLORS:
+        places = [estimate(along_axis(columns[name])) for columns in samples.values()]
+        variances = [estimate(from_mean(columns[name])) for columns in samples.values()]
+        rows.append([name, *(f"{x:.3f} +- {error:.3f}" for x, error in places + variances)])
+    return rows
+
+
 def main(argv=None):
     args = options(
         argv,
         num_steps=(1000, 1, 10_000, "steps of a sampler, even in log sigma"),
-        num_samples=(20_000, 1, 10**6, "samples for each variance, at most 2000 in the picture"),
+        num_samples=(20_000, 1, 10**6, "samples of the Gaussian, at most 5000 of the classes"),
         num_langevin=(2, 0, 100, "Langevin steps before each step of DDPM"),
         std=(0.5, 0.1, 1.0, "std of each of the three Gaussians"),
         sigma_q=(100.0, 5.0, 1000.0, "std of the noise at t = 1, and of the base"),
@@ -284,44 +338,26 @@ def main(argv=None):
     )
     rng = np.random.default_rng(args.seed)
     sigmas = log_uniform(args.num_steps, 0.01, args.sigma_q)
+    run = partial(sample, sigmas=sigmas, rng=rng, num_langevin=args.num_langevin)
 
     x_1 = args.sigma_q * rng.standard_normal(args.num_samples)
-    data = partial(gaussian_denoiser, mean=0, variance=S_U)
-    of_class = partial(gaussian_denoiser, mean=0, variance=S_C)
-    measured = {}
-    for w in SCALES:
-        denoiser = partial(guided, data=data, of_class=of_class, w=w)
-        repair = {"num_langevin": args.num_langevin, "variance": S_C}
-        for name, x_0 in sample(denoiser, x_1, sigmas, rng, **repair).items():
-            measured[name, w] = measure(x_0)
+    variances = {}
+    for w in (1, 2, 4, 8):
+        samples = run(x_1, w, **ON_LINE)
+        variances[w] = {name: estimate(x_0**2) for name, x_0 in samples.items()}
 
-    x_1 = args.sigma_q * rng.standard_normal((min(args.num_samples, 2000), 2))
-    data = partial(mixture_denoiser, std=args.std)
-    of_class = partial(gaussian_denoiser, mean=CENTERS[0], variance=args.std**2)
-    pictures = {}
-    for w in SCALES[1:]:
-        denoiser = partial(guided, data=data, of_class=of_class, w=w)
-        repair = {"num_langevin": args.num_langevin, "variance": args.std**2}
-        for name, x_0 in sample(denoiser, x_1, sigmas, rng, **repair).items():
-            pictures[name, w] = x_0
-        pictures["tilted", w] = tilted_samples(len(x_1), w, rng, std=args.std)
+    x_1 = args.sigma_q * rng.standard_normal((min(args.num_samples, 5000), 2))
+    classes = {}
+    for w in (2, 8):
+        tilted = tilted_samples(200_000, w, rng, std=args.std)
+        classes[w] = {"tilted": tilted, **run(x_1, w, **in_plane(args.std))}
 
-    print("variance +- s.e. (exact; for DDPM + Langevin that of the tilted density)")
-    print("     " + "".join(f"{name:>29}" for name in LAWS))
-    for w in SCALES:
-        cells = [(*measured[name, w], law(w)) for name, law in LAWS.items()]
-        texts = [f"{variance:.4f} +- {error:.4f} ({exact:.4f})" for variance, error, exact in cells]
-        print(f"w = {w}" + "".join(f"{text:>29}" for text in texts))
-    print("mean " + "".join(f"{name:>29}" for name in COLORS))
-    for w in SCALES[1:]:
-        means = [along_axis(pictures[name, w]) for name in COLORS]
-        print(f"w = {w}" + "".join(f"{mean:29.3f}" for mean in means))
-
-    for name, figure in {
-        "tilted": draw_samples(pictures, args.std),
-        "variance-vs-w": draw_variances(measured),
-    }.items():
-        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    print(f"two Gaussians: variance of x_0 (+- {(2 / args.num_samples) ** 0.5:.0%}), and its law")
+    table(variance_rows(variances))
+    print("three classes: mean of x_0 on the axis of the class (center: 1), and total variance")
+    table(class_rows(classes))
+    draw_samples(classes, args.std).savefig(args.figures_dir / "tilted.jpg", dpi=120)
+    draw_variances(variances).savefig(args.figures_dir / "variance-vs-w.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")
 
 

@@ -4,9 +4,9 @@ The claim
     A sampler needs E[x_0 | x_t]. A network f learns it by least squares from any of the targets
         (x_0 - skip x_t) / factor,    and then    E[x_0 | x_t] = skip x_t + factor f,
     skip and factor being functions of t. All have one optimum. But no network is at it, and what
-    counts is the error of its output times the factor. In 2 dimensions the factor decides: near the
-    data it is sigma_t for noise and 1 for x_0, and noise is better. In 64 the output decides: x_0
-    lies on a plane, noise fills all 64, these networks hand it on badly, and x_0 is better.
+    counts is the error of its output times the factor. In 2 dimensions the factor decides near the
+    data: it is sigma_t for noise and 1 for x_0, and noise is better. In 64 the output decides: x_0
+    lies on a plane, noise fills all 64, and a network that has to return it all errs far more.
 
 The truth beside it
     The denoiser of the roll is known, in 2 dimensions and on a plane in 64. The error is a
@@ -15,14 +15,12 @@ The truth beside it
 
 What to look for in figures/
     error-vs-t.jpg   2 dimensions beside 64: the verdict turns round
-    why.jpg          x_{t-dt} differs from x_0 by a factor and by noise: which of them does harm?
     samples.jpg      DDIM with each network, in 2 dimensions: lines lead to the twins
 
 Try this
-    python prediction_target.py --dimension 4        where between 2 and 64 does it turn?
-    python prediction_target.py --train-steps 4500   does training help?    (100 seconds)
-    python prediction_target.py --width 256          does a wider network?  (three minutes)
-    python prediction_target.py --num-steps 1000     steps of the dt of x_{t-dt}: is it saved?
+    python prediction_target.py --dimension 4     where between 2 and 64 does it turn?
+    python prediction_target.py --width 256       does a wider network help?   (two minutes)
+    python prediction_target.py --num-steps 100   the twins leave the curve too: too few steps
 """
 
 import math
@@ -84,7 +82,8 @@ def reverse_mean(x_t, t, dt, *, denoiser):
 
 # A network f that learns (x_0 - skip x_t) / factor gives E[x_0 | x_t] = skip x_t + factor f. Here
 # are skip and factor; s is sigma_t, and s_0 the standard deviation of x_0 per coordinate.
-# The last three: Ho et al. (2020), Salimans and Ho (2022), Karras et al. (2022).
+# The last three: Ho et al. (2020); Salimans and Ho (2022), for x_t / sqrt(1 + s^2); Karras et al.
+# (2022).
 TARGETS = {
     "x_{t-dt}": lambda t, s, s_0: (1 - t / DT, t / DT),  # eq. (24), solved for E[x_0 | x_t]
     "x_0": lambda t, s, s_0: (0, 1),
@@ -92,22 +91,6 @@ TARGETS = {
     "v": lambda t, s, s_0: (1 / (1 + s**2), -s / (1 + s**2) ** 0.5),
     "preconditioned": lambda t, s, s_0: (1 / (1 + (s / s_0) ** 2), s / (1 + (s / s_0) ** 2) ** 0.5),
 }
-
-
-def x_0_from_previous(x_previous, x_t, t):
-    """x_t + (t / dt) (x_{t-dt} - x_t): on average x_0, given x_0 and x_t.  (n, d) each.
-
-    Between x_0 and x_t lies a Brownian bridge. Its x_{t-dt} has the mean of eq. (24) with x_0, and
-    the variance sigma_q^2 dt (t - dt) / t per coordinate. So this is x_0 and noise of the variance
-    sigma_q^2 t (t - dt) / dt, which x_t does not tell: Claim 2.
-    """
-    return x_t + (t / DT) * (x_previous - x_t)
-
-
-# What is trained: a row of TARGETS, and whether the noise of the bridge is in the target. The last
-# two part what is different in x_{t-dt} and x_0: one has only the factor, the other only the noise.
-NETWORKS = {target: (target, target == "x_{t-dt}") for target in TARGETS}
-NETWORKS |= {"x_{t-dt}, no noise": ("x_{t-dt}", False), "x_0, with noise": ("x_0", True)}
 
 
 # ----------------------------------------- The samplers -----------------------------------------
@@ -131,11 +114,11 @@ SIGMA_DATA = 0.43  # the standard deviation of the roll, per coordinate of its p
 
 
 class Predictor(nn.Module):
-    """E[x_0 | x_t] from a ReLU network that learns a row of TARGETS, in d dimensions."""
+    """E[x_0 | x_t] from a ReLU network that learns one of TARGETS, in d dimensions."""
 
-    def __init__(self, row, sigma_q, d, width):
+    def __init__(self, target, sigma_q, d, width):
         super().__init__()
-        self.row, self.sigma_q = row, sigma_q
+        self.target, self.sigma_q = target, sigma_q
         self.sigma_data = SIGMA_DATA * (2 / d) ** 0.5  # per coordinate of all d
         self.layers = nn.Sequential(
             nn.Linear(d + 1, width),
@@ -151,55 +134,59 @@ class Predictor(nn.Module):
 
     def skip_and_factor(self, t):
         """At time t: a float or (n, 1)."""
-        return TARGETS[self.row](t, self.sigma_q * t**0.5, self.sigma_data)
+        return TARGETS[self.target](t, self.sigma_q * t**0.5, self.sigma_data)
 
-    def forward(self, x_t, t):
-        """E[x_0 | x_t], learned.  x_t: (n, d);  t: a float or (n, 1), DT <= t <= 1.  (n, d)
+    def output(self, x_t, t):
+        """The target, learned.  x_t: (n, d);  t: a float or (n, 1), DT <= t <= 1.  (n, d)
 
         All targets have the same inputs: x_t to unit size, and log(sigma_t) / 2.
         """
         sigma_t = self.sigma_q * t**0.5
         std_t = (sigma_t**2 + self.sigma_data**2) ** 0.5  # of x_t
         log_noise = torch.log(torch.as_tensor(sigma_t)) / 2
-        inputs = torch.cat([x_t / std_t, log_noise.expand(len(x_t), 1)], dim=1)
+        return self.layers(torch.cat([x_t / std_t, log_noise.expand(len(x_t), 1)], dim=1))
+
+    def forward(self, x_t, t):
+        """E[x_0 | x_t], learned.  As of output."""
         skip, factor = self.skip_and_factor(t)
-        return skip * x_t + factor * self.layers(inputs)
+        return skip * x_t + factor * self.output(x_t, t)
+
+
+def loss(denoiser, x_0, x_previous, x_t, t):
+    """Mean squared error of the output; the target is x_{t-dt} itself, or of the form above.
+
+    It is the squared error of E[x_0 | x_t] over factor^2: a target is also a weighting.
+    """
+    if denoiser.target == "x_{t-dt}":
+        target = x_previous
+    else:
+        skip, factor = denoiser.skip_and_factor(t)
+        target = (x_0 - skip * x_t) / factor
+    return (denoiser.output(x_t, t) - target).square().sum(dim=1).mean()
 
 
 def train(target, *, basis, sigma_q, width, train_steps, rng, batch_size=512, learning_rate=0.01):
-    """Plain least squares on a target, a name in NETWORKS, with t log-uniform.
-
-    The error of the output is that of E[x_0 | x_t], over the factor: a target is also a weighting.
-    Returns the trained Predictor and the loss of each step.
-    """
-    row, bridge = NETWORKS[target]
+    """Least squares on a target, with t log-uniform.  Returns the trained Predictor."""
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
-    denoiser = Predictor(row, sigma_q, len(basis), width)
+    denoiser = Predictor(target, sigma_q, len(basis), width)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
-    losses = []
     for _ in tqdm(range(train_steps), f"{target}, d = {len(basis)}", disable=None):
         t = DT ** torch.rand(batch_size, 1, generator=rng)
-        x_0, x_previous, x_t = chain(batch_size, t, basis, sigma_q, rng)
-        clean = x_0_from_previous(x_previous, x_t, t) if bridge else x_0
-        _, factor = denoiser.skip_and_factor(t)
-        loss = ((denoiser(x_t, t) - clean) / factor).square().sum(dim=1).mean()
+        error = loss(denoiser, *chain(batch_size, t, basis, sigma_q, rng), t)
         optimizer.zero_grad()
-        loss.backward()
+        error.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-    return denoiser.requires_grad_(False), losses
+    return denoiser.requires_grad_(False)
 
 
 def train_all(targets, rng, **settings):
     """{target: Predictor}, with the same first weights and the same draws for all."""
-    denoisers, state = {}, rng.get_state()
-    for target in targets:
-        rng.set_state(state)
-        denoisers[target], _ = train(target, rng=rng, **settings)
-    return denoisers
+    *others, last = targets
+    denoisers = {target: train(target, rng=rng.clone_state(), **settings) for target in others}
+    return {**denoisers, last: train(last, rng=rng, **settings)}
 
 
 # ------------------------------------------ The truth -------------------------------------------
@@ -250,8 +237,9 @@ def measure(denoisers, basis, sigma_q, rng, n=10_000):
 
 def sample(denoiser, x_1, num_steps):
     """DDIM from x_1, (n, 2).  Returns x_0, (n, 2)."""
-    *_, x_0 = ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps)
-    return x_0
+    for x_t in ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps):
+        pass
+    return x_t
 
 
 FAR = 0.1  # the turns of the roll are at least 0.48 apart
@@ -259,77 +247,58 @@ FAR = 0.1  # the turns of the roll are at least 0.48 apart
 
 def to_twin(x_0, twins):
     """Distances of samples to their twins, (n, 2) each.  Returns (n,)."""
-    return torch.hypot(*(x_0 - twins).T)  # a square of what flew off could be too large
+    return (x_0 - twins).norm(dim=1)
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 STYLES = {  # of TARGETS: the symbol, color and marker
-    "x_{t-dt}": (r"$x_{t-\Delta t}$", "k", "s"),
-    "x_0": ("$x_0$", "#D55E00", "o"),
-    "noise": ("noise", "#0072B2", "^"),
-    "v": ("$v$", "#56B4E9", "v"),
-    "preconditioned": ("preconditioned", "#009E73", "D"),
+    "x_{t-dt}": (r"$x_{t-\Delta t}$", PINK, "s"),
+    "x_0": ("$x_0$", ORANGE, "o"),
+    "noise": ("noise", BLUE, "^"),
+    "v": ("$v$", SKY, "v"),
+    "preconditioned": ("preconditioned", GREEN, "D"),
 }
-
-
-def plot_errors(ax, shares, label, color, **style):
-    """shares: of one target, of measure."""
-    ax.loglog(TIMES, 100 * torch.tensor(shares), color=color, ms=5, label=label, **style)
-    ax.set_xlabel("$t$")
-    ax.grid(alpha=0.3)
 
 
 def draw_errors(in_flat, in_high, d):
     """A panel for 2 dimensions and one for d.  in_flat, in_high: of measure."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained", sharey=True)
-    for ax, shares, dimensions in zip(axes, (in_flat, in_high), (2, d)):
-        for target, (symbol, color, marker) in STYLES.items():
-            if target in shares:
-                plot_errors(ax, shares[target], symbol, color, marker=marker)
-        ax.set_title(f"the roll in {dimensions} dimensions")
+    for ax, shares in zip(axes, (in_flat, in_high)):
+        for target, errors in shares.items():
+            symbol, color, marker = STYLES[target]
+            percent = 100 * torch.tensor(errors)
+            ax.loglog(TIMES, percent, color=color, marker=marker, ms=5, label=symbol)
+        ax.set(xlabel="$t$", xlim=(1.2, 0.0008))
+        ax.grid(alpha=0.3)
+    axes[0].set_title("the roll in 2 dimensions")
+    axes[1].set_title(f"the roll in {d} dimensions")
     axes[0].set_ylabel("excess, % of the Bayes error")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
 
-def draw_control(in_flat):
-    """The factor of x_{t-dt} or not: color.  The noise of the bridge or not: dashes."""
-    fig, ax = plt.subplots(figsize=(6, 4.8), layout="constrained")
-    for target, label in {
-        "x_0": "factor 1, no noise: $x_0$",
-        "x_0, with noise": "factor 1, noise",
-        "x_{t-dt}, no noise": r"factor $t/\Delta t$, no noise",
-        "x_{t-dt}": r"factor $t/\Delta t$, noise: $x_{t-\Delta t}$",
-    }.items():
-        row, bridge = NETWORKS[target]
-        _, color, marker = STYLES[row]
-        dashes = {"ls": "--", "mfc": "w"} if bridge else {}
-        plot_errors(ax, in_flat[target], label, color, marker=marker, **dashes)
-    ax.set(ylabel="excess, % of the Bayes error", title="The factor, and the noise of the bridge")
-    ax.legend()
-    return fig
-
-
 def draw_samples(samples, twins):
-    """The twins, and each network's samples with lines to the twins that are FAR."""
-    fig, axes = plt.subplots(2, 3, figsize=(10, 7.4), layout="constrained")
-    axes[0, 0].plot(*twins.T, "o", color="0.4", ms=2, mew=0)
-    axes[0, 0].plot([], [], color="0.7", label=f"to the twin, if over {FAR} away")
-    axes[0, 0].set_title("the twins: exact denoiser", fontsize=10)
-    for ax, (target, x_0) in zip(axes.flat[1:], samples.items()):
+    """The twins, and each network's samples with lines to the twins that are FAR.  (n, 2) each."""
+    fig, axes = plt.subplots(2, 3, figsize=(10, 7), layout="constrained")
+    *axes, last = axes.flat
+    axes[0].plot(*twins.T, "o", color="0.4", ms=2, mew=0)
+    axes[0].plot([], [], color="0.7", label=f"to its twin, if over {FAR} away")
+    axes[0].set_title("twins: exact denoiser")
+    for ax, (target, x_0) in zip(axes[1:], samples.items()):
         symbol, color, _ = STYLES[target]
-        distances = to_twin(x_0, twins)
-        near = distances < 10  # the others are out of the picture
-        lines = torch.stack([x_0, twins])[:, near & (distances > FAR)][:, :1000]  # (2, k, 2)
+        far = to_twin(x_0, twins) > FAR
+        lines = torch.stack([x_0, twins])[:, far]  # (2, how many, 2)
         ax.plot(lines[..., 0], lines[..., 1], color="0.7", lw=0.5)
-        ax.plot(*x_0[near].T, "o", color=color, ms=2, mew=0)
-        ax.set_title(f"{symbol}: median distance {distances.median():.2g}", fontsize=10)
-    for ax in axes.flat:
+        ax.plot(*x_0.T, "o", color=color, ms=2, mew=0)
+        ax.set_title(f"target: {symbol}")
+    for ax in axes:
         ax.plot(*curve(torch.linspace(START, END, 300)).T, "k", lw=0.5, label="data", zorder=0)
         ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", xlabel="$x$", ylabel="$y$")
         ax.label_outer()
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    last.axis("off")
+    last.legend(*axes[0].get_legend_handles_labels(), loc="center", title="DDIM, 2 dimensions")
     return fig
 
 
@@ -360,12 +329,36 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def error_rows(in_flat, in_high, d):
+    """A row for each network.  in_flat, in_high: of measure, in 2 and in d dimensions."""
+    rows = [["excess, % of the Bayes error; t =", *(f"{t:g}" for t in TIMES)]]
+    for dimensions, shares in ((2, in_flat), (d, in_high)):
+        for target, errors in shares.items():
+            cells = [f"{100 * error:.2f}" for error in errors]
+            rows.append([f"{dimensions} dimensions: {target}", *cells])
+    return rows
+
+
+def distance_rows(samples, twins):
+    """Median distances of samples to their twins.  samples: {target: (n, 2)}."""
+    medians = [f"{to_twin(x_0, twins).median():.3f}" for x_0 in samples.values()]
+    return [["DDIM, 2 dimensions", *samples], ["median distance to the twin", *medians]]
+
+
 def main(argv=None):
     args = options(
         argv,
         dimension=(64, 2, 256, "of the space that the plane of the roll lies in"),
         width=(64, 1, 256, "units in each hidden layer"),
-        num_steps=(100, 1, 1000, "steps of the sampler, 1 / dt"),
+        num_steps=(1000, 1, 1000, "steps of the sampler, 1 / dt"),
         num_samples=(1000, 1, 10**6, "samples of each network"),
         sigma_q=(1.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
         train_steps=(1500, 1, 10**6, "steps of the optimizer, for each network"),
@@ -376,32 +369,23 @@ def main(argv=None):
     settings = {"sigma_q": args.sigma_q, "width": args.width, "train_steps": args.train_steps}
 
     flat = torch.eye(2)
-    denoisers = train_all(NETWORKS, rng, basis=flat, **settings)
+    denoisers = train_all(TARGETS, rng, basis=flat, **settings)
     in_flat = measure(denoisers, flat, args.sigma_q, rng)
 
     x_1 = args.sigma_q * torch.randn(args.num_samples, 2, generator=rng)
     twins = sample(partial(exact_denoiser, sigma_q=args.sigma_q), x_1, args.num_steps)
-    start = x_1.double()  # what flies off stays finite
-    samples = {name: sample(denoisers[name].double(), start, args.num_steps) for name in TARGETS}
+    targets = [*TARGETS][1:]  # all but x_{t-dt}, which is far worse than the others
+    samples = {target: sample(denoisers[target], x_1, args.num_steps) for target in targets}
 
-    high, _ = torch.linalg.qr(torch.randn(args.dimension, 2, generator=rng))
-    denoisers = train_all(list(TARGETS)[1:], rng, basis=high, **settings)
+    high = torch.linalg.qr(torch.randn(args.dimension, 2, generator=rng)).Q
+    denoisers = train_all(targets, rng, basis=high, **settings)
     in_high = measure(denoisers, high, args.sigma_q, rng)
 
-    print(f"{'excess / Bayes error, %; t =':28}" + "".join(f"{t:9}" for t in TIMES) + "  to twin")
-    for d, shares in ((2, in_flat), (args.dimension, in_high)):
-        for target, row in shares.items():
-            line = f"d = {d:<4}{target:20}" + "".join(f"{100 * e:9.3g}" for e in row)
-            if shares is in_flat and target in samples:
-                line += f"{to_twin(samples[target], twins).median():9.2g}"
-            print(line)
-
-    for name, figure in {
-        "error-vs-t": draw_errors(in_flat, in_high, args.dimension),
-        "why": draw_control(in_flat),
-        "samples": draw_samples(samples, twins),
-    }.items():
-        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    table(error_rows(in_flat, in_high, args.dimension))
+    table(distance_rows(samples, twins))
+    errors = draw_errors(in_flat, in_high, args.dimension)
+    errors.savefig(args.figures_dir / "error-vs-t.jpg", dpi=120)
+    draw_samples(samples, twins).savefig(args.figures_dir / "samples.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")
 
 

@@ -38,67 +38,65 @@ def test_both_denoisers(t, sigma_q):
         assert np.abs(got[::40].numpy() - want).max() < 0.01 * min(1, sigma_t)
 
 
-def test_reverse_mean_by_regression():
-    """Eq. (24) against draws of (x_{t-dt}, x_t) from five points: residuals have mean 0 in bins."""
-    t, dt, n, g = 0.5, 0.2, 200_000, rng(2)
-    points = s.swiss_roll(5, g)
-    x_previous = s.add_noise(points[torch.randint(5, (n,), generator=g)], t - dt, 1.0, g)
-    x_t = s.add_noise(x_previous, dt, 1.0, g)
-    minimiser = partial(s.empirical_denoiser, points=points, sigma_q=1.0)
-    residual = x_previous - s.reverse_mean(x_t, t, dt, denoiser=minimiser)
-    for inside in (x_t[:, 0] < -1, x_t[:, 0].abs() < 0.3, x_t[:, 1] > 1):
-        r = residual[inside]
-        assert (r.mean(dim=0).abs() < 5 * r.std(dim=0) / len(r) ** 0.5).all()
+def test_posterior_mean_in_little_noise():
+    """Points about sigma_t apart, for the smallest sigma_t that DDIM comes to."""
+    points, sigma_t = s.curve(torch.linspace(9, 9.02, 60)), 3e-4
+    x_t = points + sigma_t * torch.randn(60, 2, generator=rng())
+    got = s.posterior_mean(x_t, points, sigma_t).numpy()
+    x_t, points = x_t.double().numpy(), points.double().numpy()
+    want = [brute_force_mean(x, sigma_t, points) for x in x_t]
+    assert np.abs(got - want).max() < 0.01 * sigma_t
 
 
 def test_sample_on_a_point_mass():
-    """To a point a, DDIM is at a + (x_1 - a) sqrt(t) after every step."""
+    """To a point a, DDIM is at a + (x_1 - a) sqrt(t) after every step, also with steps uneven."""
     a = torch.tensor([[0.5, -1.0]])
     x_1 = torch.randn(100, 2, generator=rng())
-    x_0, paths = s.sample(lambda x_t, t: a.expand(len(x_t), 2), x_1, 7)
-    t = torch.arange(7, -1, -1)[:, None, None] / 7
-    assert (paths - a - (x_1[: s.DRAWN] - a) * t**0.5).abs().max() < 1e-5
-    assert (x_0 - a).abs().max() < 1e-5
+    seen = []
+
+    def denoiser(x_t, t):
+        seen.append(t)
+        return a.expand(len(x_t), 2)
+
+    paths = s.sample(denoiser, x_1, 4, 1e-6)
+    assert seen == pytest.approx([1, 1e-2, 1e-4, 1e-6])
+    root_t = torch.tensor([1, 0.1, 0.01, 0.001, 0])[:, None, None]
+    assert (paths - a - (x_1 - a) * root_t).abs().max() < 1e-5
+    for path, point in zip(s.sample(denoiser, x_1, 1, 1e-6), (x_1, a)):
+        assert (path - point).abs().max() < 1e-5
 
 
-def test_with_small_steps_the_minimiser_only_copies():
-    """From t = dt on, DDIM is what it is from 1 on, with sigma_q sqrt(dt) for sigma_q.
-
-    So the last step is replaced by 100 smaller ones, twice: it then has sigma_t = 1e-3.
-    """
-    points, sigma_q = s.swiss_roll(160, rng()), 1.0
-    x = torch.randn(300, 2, generator=rng(1))
-    for _ in range(3):
-        denoiser = partial(s.empirical_denoiser, points=points, sigma_q=sigma_q)
-        *_, x, x_0 = s.ddim(partial(s.reverse_mean, denoiser=denoiser), x, 100)
-        sigma_q /= 10
-    assert s.copies(x_0, points).double().mean() > 0.97
+def test_one_ddim_step_on_a_gaussian():
+    """Data N(0, 1), sigma_q = 2: D = x_t / (1 + 4 t), and a step of Algorithm 2 by hand."""
+    x_t = torch.tensor([[3.0, -1.0]])
+    mean = partial(s.reverse_mean, denoiser=lambda x_t, t: x_t / (1 + 4 * t))
+    (x_r,) = s.ddim(mean, x_t, [0.49, 0.25])
+    lam, back = 0.7 / (0.5 + 0.7), (1 + 4 * 0.25) / (1 + 4 * 0.49)
+    assert (x_r - (1 + lam * (back - 1)) * x_t).abs().max() < 1e-6
 
 
-def test_preconditioning_is_the_best_linear_guess():
-    c_skip, c_out, c_in, c_noise = s.Denoiser(2.0).preconditioning(0.3)
-    x_0 = s.SIGMA_DATA * torch.randn(200_000, generator=rng())
-    x_t = s.add_noise(x_0, 0.3, 2.0, rng(1))
-    want = [x_t @ x_0 / (x_t @ x_t), (x_0 - c_skip * x_t).std(), 1 / x_t.std()]
-    assert [c_skip, c_out, c_in] == pytest.approx([w.item() for w in want], rel=0.02)
-    assert c_noise.item() == pytest.approx(math.log(2 * 0.3**0.5) / 2)
+def test_the_minimiser_only_copies():
+    """At every N shown; and not if the last step is from much noise."""
+    roll, x_1 = s.swiss_roll(640, rng()), torch.randn(200, 2, generator=rng(1))
+    for n in s.NUM_POINTS:
+        minimiser = partial(s.empirical_denoiser, points=roll[:n], sigma_q=1.0)
+        x_0 = s.sample(minimiser, x_1, 40, s.MIN_T)[-1]
+        assert (s.nearest(x_0, roll[:n]) < s.NEAR).all()
+    assert (s.nearest(s.sample(minimiser, x_1, 40, 1e-2)[-1], roll) < s.NEAR).double().mean() < 0.3
 
 
 def test_trained_on_three_points_it_is_their_minimiser():
     points = torch.tensor([[0.6, 0.0], [-0.3, 0.5], [-0.3, -0.5]])
-    denoiser, losses = s.train(points, sigma_q=2.0, train_steps=300, rng=rng(3))
-    minimiser = partial(s.empirical_denoiser, points=points, sigma_q=2.0)
-    g, floor = rng(4), []
-    for u in torch.arange(0.5, 20):  # t log-uniform on [1 / 2000, 1]
-        t = 2000 ** (-u.item() / 20)
-        x_0 = points[torch.randint(3, (2000,), generator=g)]
-        x_t = s.add_noise(x_0, t, 2.0, g)
-        best = minimiser(x_t, t)
-        assert (denoiser(x_t, t) - best).square().sum(dim=1).mean() < 0.005
-        weight = 1 / (4 * t) + 1 / s.SIGMA_DATA**2  # 1 / c_out^2
-        floor.append(weight * (best - x_0).square().sum(dim=1).mean().item())
-    assert len(losses) == 300
-    assert np.mean(losses[-100:]) == pytest.approx(np.mean(floor), rel=0.06)
+    denoiser = s.train(points, 2.0, 500, rng(3))
+    g, units = rng(4), []
+    for u in torch.arange(0.5, 20):  # t log-uniform on [1e-7, 1]
+        t = 1e-7 ** (u.item() / 20)
+        x_t = s.add_noise(points[torch.randint(3, (2000,), generator=g)], t, 2.0, g)
+        best = s.empirical_denoiser(x_t, t, points=points, sigma_q=2.0)
+        error = (denoiser(x_t, t) - best).square().sum(dim=1).mean().item()
+        assert error < 0.005
+        units.append(error * (1 / (4 * t) + 1 / s.SIGMA_DATA**2))  # over c_out^2
+    assert np.mean(units) < 0.6  # of an untrained one 2
 
 
 def test_excess_of_a_known_error():
@@ -120,54 +118,140 @@ def test_excess_of_a_known_error():
     assert s.excess(shifted, draws) == pytest.approx(np.mean(0.05 / np.array(bayes)), rel=1e-3)
 
 
-def test_copies():
+def test_nearest():
     steps = np.linalg.norm(np.diff(ROLL, axis=0), axis=1)
     assert pytest.approx(steps.sum(), rel=1e-5) == s.LENGTH
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    near, far = 0.099 * s.LENGTH / 2, 0.101 * s.LENGTH / 2
-    x_0 = torch.tensor([[near, 0.0], [far, 0.0], [1.0, near], [1.0, -far], [-near, 0.0]])
-    assert s.copies(x_0, points).tolist() == [True, False, True, False, True]
+    x_0 = torch.tensor([[0.1, 0.0], [1.0, -0.3], [0.2, 0.0], [-0.4, 0.0]])
+    want = np.array([0.1, 0.3, 0.2, 0.4]) * 2 / s.LENGTH
+    assert s.nearest(x_0, points).tolist() == pytest.approx(want)
+
+
+def lines(ax):
+    return {line.get_label(): line for line in ax.lines}
+
+
+def test_drawn(monkeypatch):
+    """Each curve is what its label says, in the panel whose title says so."""
+    monkeypatch.setattr(s, "NUM_POINTS", [3, 4, 5])
+    colors = {"network": "#0072B2", "minimiser": "#CC79A7"}
+    g, roll = rng(7), s.swiss_roll(5, rng(6))
+    paths = {(name, n): torch.randn(3, 8, 2, generator=g) + 5 for name in colors for n in (3, 4, 5)}
+    for k, path in enumerate(paths.values()):
+        path[-1, : k + 1] = roll[k % 3]  # in every panel another number of copies
+    axes = s.draw_trajectories(paths, roll).axes
+    for k, (ax, ((name, n), path)) in enumerate(zip(axes, paths.items())):
+        assert ax.get_title() == f"{name}, $N$ = {n}: {(k + 1) / 8:.0%} copies"
+        dots = lines(ax)
+        np.testing.assert_array_equal(dots["copies"].get_xydata(), path[-1, : k + 1])
+        np.testing.assert_array_equal(dots["other samples"].get_xydata(), path[-1, k + 1 :])
+        np.testing.assert_array_equal(dots["training points"].get_xydata(), roll[:n])
+        assert dots["the roll"].zorder < ax.lines[0].zorder
+        for drawn, j in zip([*ax.lines[: k + 1], *ax.lines[k + 2 :]], range(8)):
+            np.testing.assert_array_equal(drawn.get_xydata(), path[:, j])
+            assert drawn.get_color() == ("0.7" if j <= k else "#0072B2")
+
+    (ax,) = s.draw_errors({which: k + 1 for k, which in enumerate(paths)}).axes
+    for k, (name, color) in enumerate(colors.items()):
+        assert lines(ax)[name].get_color() == color
+        np.testing.assert_array_equal(
+            lines(ax)[name].get_xydata().T, [[3, 4, 5], 3 * k + np.r_[1:4]]
+        )
+
+    distances = {("network", 5): [0.05, 0.15, 0.15, 0.31], ("fresh draws", 5): [0.25, 0.05]}
+    (ax,) = s.draw_distances({key: torch.tensor(x) for key, x in distances.items()}, 5).axes
+    bars, step = ax.containers[0], ax.patches[-1]
+    assert [bar.get_height() for bar in bars] == pytest.approx([0.25, 0.5, 0, 0.25, 0])
+    assert bars[1].get_x() == pytest.approx(0.1)
+    assert step.get_xy()[1:7:2, 1] == pytest.approx([0.5, 0, 0.5])
+    assert (bars[0].get_label(), step.get_label()) == ("network", "fresh draws")
+    assert ax.get_title() == "$N$ = 5; nearer than 0.1: a copy"
+
+    theta = torch.linspace(math.pi / 2, 4 * math.pi, 2000)  # what each puts out is 0.1 k lower
+    shifted = [lambda x_t, t, k=k: s.curve(theta - 0.1 * k) for k in range(7)]
+    axes = s.draw_denoisers(dict(zip(paths, shifted)), shifted[6], roll, 0.25).axes
+    for j, (ax, n) in enumerate(zip(axes, (3, 4, 5))):
+        assert ax.get_title() == f"$N$ = {n}, $t$ = 0.25"
+        drawn = [("$D$, of the roll", "k", ax.lines[0], 6)]
+        drawn += [("minimiser", colors["minimiser"], ax.lines[1], 3 + j)]
+        drawn += [("network", colors["network"], ax.lines[3], j)]
+        for name, color, line, k in drawn:
+            assert lines(ax)[name].get_color() == line.get_color() == color
+            x, y = line.get_xydata()[500:].T
+            np.testing.assert_allclose(x - y, 0.1 * k, atol=0.006)
+        x, y = lines(ax)["training points"].get_xydata().T
+        np.testing.assert_allclose(s.curve(torch.tensor(x)), roll[:n], atol=0.004)
+        np.testing.assert_array_equal(x, y)
 
 
 def spied(monkeypatch, name):
-    """The calls of a function: (arguments, keywords, what it returned)."""
+    """The calls of a function: (arguments, what it returned)."""
     calls, original = [], getattr(s, name)
 
-    def spy(*args, **keywords):
-        calls.append((args, keywords, original(*args, **keywords)))
-        return calls[-1][2]
+    def spy(*args):
+        calls.append((args, original(*args)))
+        return calls[-1][1]
 
     monkeypatch.setattr(s, name, spy)
     return calls
 
 
-def test_main(tmp_path, capsys, monkeypatch):
-    trained, measured, sampled = (spied(monkeypatch, w) for w in ("train", "excess", "sample"))
+def test_main(tmp_path, monkeypatch):
+    names = (
+        "train excess sample measure draw_trajectories draw_distances draw_denoisers draw_errors"
+    )
+    calls = {name: spied(monkeypatch, name) for name in names.split()}
+    printed, saved = [], []
     monkeypatch.setattr(s, "NUM_POINTS", [10, 40, 160])
     monkeypatch.setattr(s.held_out, "__defaults__", (400,))  # n
-    monkeypatch.setattr(s.plt.Figure, "savefig", lambda *_, dpi: None)  # see test_scripts.py
-    s.main(f"--figures-dir {tmp_path} --train-steps 5 --num-steps 20 --sigma-q 4".split())
+    monkeypatch.setattr(s, "table", printed.extend)
+    monkeypatch.setattr(s.plt.Figure, "savefig", lambda _, path, dpi: saved.append(path.stem))
+    flags = "--train-steps 5 --num-steps 20 --sigma-q 4 --last-t 0.001 --num-samples 500"
+    s.main(f"--figures-dir {tmp_path} {flags}".split())
 
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [int(row[0]) for row in rows] == s.NUM_POINTS
-    x_1 = sampled[0][0][1]
+    assert saved == ["trajectories", "distances", "which-denoiser", "error-vs-n"]
+    (network, x_1, *steps), _ = calls["sample"][0]
+    assert steps == [20, 0.001]
     assert x_1.std().item() == pytest.approx(4, rel=0.1)
-    t, x_t, _, bayes = measured[0][0][1][-1]  # in much noise
+    t, x_t, _, bayes = calls["excess"][0][0][1][-1]  # in much noise
     assert x_t.var(dim=0).sum().item() == pytest.approx(2 * 4**2 * t, rel=0.2)
     assert bayes == pytest.approx(ROLL.var(axis=0).sum(), rel=0.1)
+    paths, roll = calls["draw_trajectories"][0][0]
+    distances, of = calls["draw_distances"][0][0]
+    denoisers, exact, *same = calls["draw_denoisers"][0][0]
+    (errors,) = calls["draw_errors"][0][0]
+    *_, fresh = calls["measure"][0][0]
+    assert len(fresh) == 4000
+    assert (of, exact.func, exact.keywords) == (160, s.exact_denoiser, {"sigma_q": 4})
+    assert same[0] is roll
+    assert same[1] == s.TIMES[0]
+
+    head, *rows = printed
+    assert head == [
+        "N",
+        *"copies: network,minimiser,fresh draws,excess: network,minimiser".split(","),
+    ]
     for k, (n, row) in enumerate(zip(s.NUM_POINTS, rows)):
-        points = trained[k][1]["points"]
-        assert torch.equal(points, trained[-1][1]["points"][:n])  # each set holds the smaller ones
-        network, minimiser = trained[k][2][0], sampled[2 * k + 1][0][0]
+        (points, *settings, _), network = calls["train"][k]
+        assert torch.equal(points, roll[:n])  # each set holds the smaller ones
+        assert settings == [4, 5]
+        assert (network, network.sigma_q) == (denoisers["network", n], 4)
+        minimiser = denoisers["minimiser", n]
         assert torch.equal(minimiser.keywords["points"], points)
-        assert network.sigma_q == minimiser.keywords["sigma_q"] == 4
-        got = [float(word.strip("%")) for word in row]
-        assert 15 < got[3] < 30  # about one in five, by chance
-        for which, denoiser in enumerate([network, minimiser]):
-            (of, start, num_steps), _, (x_0, _) = sampled[2 * k + which]
-            assert of is measured[2 * k + which][0][0] is denoiser
-            assert torch.equal(start, x_1)
-            assert num_steps == 20
-            copied = s.copies(x_0, points).double().mean().item()
-            assert got[1 + which] == pytest.approx(100 * copied, abs=0.06)
-            assert got[4 + which] == pytest.approx(measured[2 * k + which][2], rel=0.01)
+        assert minimiser.keywords["sigma_q"] == 4
+        ends = {"fresh draws": fresh}
+        for which, name in enumerate(("network", "minimiser")):
+            (denoiser, start, *_), path = calls["sample"][2 * k + which]
+            (measured, _), error = calls["excess"][2 * k + which]
+            assert denoiser is measured is denoisers[name, n]
+            assert start is x_1
+            assert path is paths[name, n]
+            assert errors[name, n] == error == pytest.approx(float(row[4 + which]), rel=0.06)
+            ends = {**ends, name: path[-1]}
+        for name, cell in zip(("network", "minimiser", "fresh draws"), row[1:]):
+            apart = np.linalg.norm(ends[name].numpy()[:, None] - points.numpy(), axis=2).min(axis=1)
+            apart = apart * n / s.LENGTH
+            np.testing.assert_allclose(distances[name, n], apart, rtol=1e-3, atol=1e-4)
+            assert float(cell[:-1]) == pytest.approx(100 * (apart < 0.1).mean(), abs=0.06)
+        assert row[0] == str(n)
+        assert len(set(row)) == 6

@@ -1,25 +1,26 @@
 """Experiment 3: a network learns E[x_0 | x_t] on the Swiss roll; DDPM and DDIM sample with it.
 
 The claim
-    A fully connected ReLU network is trained by least squares to predict x_0 from
+    A fully connected ReLU network is trained by weighted least squares to predict x_0 from
     x_t = x_0 + N(0, sigma_q^2 t I). What it learns is the denoiser E[x_0 | x_t], and eq. (24)
         E[x_{t-dt} | x_t] = (dt / t) E[x_0 | x_t] + (1 - dt / t) x_t
     turns that into the reverse mean, which is all that DDPM and DDIM need.
 
 The truth beside it
     The data lies on a curve, so E[x_0 | x_t] is an average along the curve: `exact_denoiser`. Its
-    squared error is the least that any denoiser can have, the Bayes error; what a network has more
-    is its excess. Each sample has a twin: the same start, the same noise, the exact denoiser.
-    How far twins are apart is what the network's error does to the samples; what twins get wrong
-    together (too few steps, a base that is not p_1) it does not show.
+    squared error at t is the least that any denoiser can have, the Bayes error; what a network has
+    more is its excess. The training loss weighs the errors at all t: its least value is known too.
+    Each sample has a twin: the same start, the same noise, the exact denoiser. How far twins are
+    apart is what the network's error does to the samples; what twins get wrong together (too few
+    steps, a base that is not p_1) it does not show.
 
 What to look for in figures/
     data.jpg                the curve
     train_loss.jpg          the loss falls to that of the exact denoiser
     learned-vs-exact.jpg    the learned denoiser lies over the exact one
     eval_ddpm_samples.jpg   DDPM: the curve, and the noise of its last step
-    eval_ddim_samples.jpg   DDIM: on the curve, but for a few; lines join samples that are far
-                            from their twins
+    eval_ddim_samples.jpg   DDIM: on the curve, but for a few; lines lead to the twins of samples
+                            that are far from theirs
 
 Try this
     python swiss_roll.py --train-steps 300    large t is learned first: excess at small t is large
@@ -104,7 +105,7 @@ def ddim(reverse_mean, x_1, num_steps):
 
 # ------------------------------------------- Learning -------------------------------------------
 MIN_T = 1 / 2000  # the smallest t that is learned: the last step of the most steps
-SIGMA_DATA = 0.43  # the standard deviation of the data, per coordinate
+SIGMA_DATA = curve(torch.linspace(START, END, 1000)).square().mean().item() ** 0.5  # per coordinate
 
 
 class Denoiser(nn.Module):
@@ -115,9 +116,9 @@ class Denoiser(nn.Module):
     misses, in units of c_out. So its task has about the same size at every t.
     """
 
-    def __init__(self, sigma_q, width=64):
+    def __init__(self, sigma_q):
         super().__init__()
-        self.sigma_q = sigma_q
+        self.sigma_q, width = sigma_q, 64
         self.layers = nn.Sequential(
             nn.Linear(3, width),
             nn.ReLU(),
@@ -144,21 +145,22 @@ class Denoiser(nn.Module):
         return c_skip * x_t + c_out * self.layers(inputs)
 
 
-def train(*, sigma_q, train_steps, rng, batch_size=1024, learning_rate=0.01):
+def train(*, sigma_q, train_steps, rng):
     """Pseudocode 6, with t log-uniform and the error in units of c_out.
 
     So every octave of the noise counts the same. With t uniform, one draw in a hundred would have
-    sigma_t < sigma_q / 10.  Returns the trained Denoiser and the loss of each step.
+    sigma_t < sigma_q / 10. At each t, what is learned is E[x_0 | x_t], whatever its weight.
+    Returns the trained Denoiser and the loss of each step.
     """
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
     denoiser = Denoiser(sigma_q)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, train_steps)
     losses = []
     for _ in tqdm(range(train_steps), "training", disable=None):
-        x_0 = swiss_roll(batch_size, rng)
-        t = MIN_T ** torch.rand(batch_size, 1, generator=rng)
+        x_0 = swiss_roll(1024, rng)
+        t = MIN_T ** torch.rand(1024, 1, generator=rng)
         x_t = add_noise(x_0, t, sigma_q, rng)
         _, c_out, _, _ = denoiser.preconditioning(t)
         loss = ((denoiser(x_t, t) - x_0) / c_out).square().sum(dim=1).mean()
@@ -212,9 +214,15 @@ def measure(denoiser, exact, sigma_q, rng, n=20_000):
 
 
 def least_loss(denoiser, bayes):
-    """The loss of train with the exact denoiser: a mean over log t.  bayes: of measure."""
+    """The training loss with the exact denoiser: a mean over log t.  bayes: of measure."""
     c_outs = [denoiser.preconditioning(t)[1] for t in TIMES]
     return sum(b / c_out**2 for b, c_out in zip(bayes, c_outs)) / len(TIMES)
+
+
+def last_tenth(losses):
+    """The mean of the last tenth of the losses."""
+    tenth = losses[-max(1, len(losses) // 10) :]
+    return sum(tenth) / len(tenth)
 
 
 def sample(denoiser, x_1, num_steps, sigma_q, rng):
@@ -229,7 +237,7 @@ def sample(denoiser, x_1, num_steps, sigma_q, rng):
     return samples
 
 
-FAR = 0.1  # the turns of the roll are at least 0.48 apart
+FAR = 0.1  # the turns of the roll are half a unit apart
 
 
 def apart(x_0, twins):
@@ -242,11 +250,15 @@ def apart(x_0, twins):
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
 
 
+BLUE, ORANGE = "#0072B2", "#E69F00"
+COLORS = {"DDPM": BLUE, "DDIM": ORANGE}
+
+
 def draw_data(x_0):
     """x_0: (n, 2)."""
     fig, ax = plt.subplots(figsize=(5, 5), layout="constrained")
     ax.scatter(*x_0.T, s=3, color="0.3")
-    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title="$x_0$: a Swiss roll, no noise")
+    ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", title=f"{len(x_0)} draws of $x_0$")
     return fig
 
 
@@ -256,7 +268,7 @@ def draw_loss(losses, least):
     window = max(1, len(losses) // 50)
     smooth = torch.tensor(losses).unfold(0, window, 1).mean(dim=1)
     ax.plot(losses, ".", color="0.8", ms=2, label="each step")
-    ax.plot(range(window - 1, len(losses)), smooth, "C0", label=f"mean of {window} steps")
+    ax.plot(range(window - 1, len(losses)), smooth, color=BLUE, label=f"mean of {window} steps")
     ax.axhline(least, color="k", ls="--", label=f"exact denoiser: {least:.2f}")
     ax.set(xlabel="training step", ylabel=r"loss, $|f(x_t, t) - x_0|^2 / c_\mathrm{out}^2$")
     ax.set_title("Training loss, and the least possible")
@@ -266,41 +278,52 @@ def draw_loss(losses, least):
 
 def plane(ax, points, title):
     """The data, in a square around 0 that holds the points, (..., 2)."""
-    ax.plot(*curve(torch.linspace(START, END, 300)).T, "k", lw=0.8, label="data")
-    side = 1.05 * max(1, points.abs().max().item())
-    ax.set(xlabel="$x$", ylabel="$y$", title=title, aspect="equal")
-    ax.set(xlim=(-side, side), ylim=(-side, side))
+    line = curve(torch.linspace(START, END, 300))
+    ax.plot(*line.T, color="0.85", lw=4, zorder=0, label="data")
+    side = 1.05 * torch.cat([points.flatten(), line.flatten()]).abs().max().item()
+    ax.set(xlabel="$x$", title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
+
+
+def join(ax, starts, ends, **style):
+    """A line from each of starts, (n, 2), to its end, (n, 2): one line with gaps."""
+    gaps = torch.full_like(starts, math.nan)
+    ax.plot(*torch.stack([starts, ends, gaps], dim=1).reshape(-1, 2).T, **style)
 
 
 def draw_denoisers(denoiser, exact, sigma_q, rng):
     """Lines from x_t to E[x_0 | x_t], learned over exact."""
-    fig, axes = plt.subplots(1, 3, figsize=(12, 4.9), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(11, 4.4), layout="constrained")
     for ax, t, n in zip(axes, (0.01, 0.1, 1.0), (80, 60, 40)):
         x_t = add_noise(swiss_roll(n, rng), t, sigma_q, rng)
-        ax.plot(*x_t.T, ".", color="k", ms=3, label="$x_t$")
-        for name, x_0, color, size in [
-            ("exact", exact(x_t, t), "0.75", 4),
-            ("learned", denoiser(x_t, t), "C0", 1),
-        ]:
-            lines = torch.stack([x_t, x_0])  # (2, n, 2)
-            ax.plot(lines[..., 0], lines[..., 1], color=color, lw=size)
-            ax.plot(*x_0.T, "o", color=color, ms=size + 2, label=f"$E[x_0|x_t]$, {name}")
+        best, guess = exact(x_t, t), denoiser(x_t, t)
+        join(ax, x_t, best, color="0.5", lw=3.5)
+        join(ax, x_t, guess, color=BLUE, lw=1)
+        ax.plot(*x_t.T, ".", color="k", ms=4, label="$x_t$")
+        ax.plot(*best.T, "o", color="0.5", ms=7, label="$E[x_0|x_t]$, exact")
+        ax.plot(*guess.T, "o", color=BLUE, ms=3.5, label="$E[x_0|x_t]$, learned")
         plane(ax, x_t, rf"$t$ = {t:g}: $\sigma_t$ = {sigma_q * t**0.5:.2g}")
+    axes[0].set_ylabel("$y$")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
 def draw_samples(sampler, x_0, twins):
-    """Samples beside their twins, (n, 2) each; a line joins two that are more than FAR apart."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 5.1), layout="constrained")
+    """Samples beside their twins, (n, 2) each; a line joins those that are over FAR apart."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(5.4, 3.3), layout="constrained", sharey=True)
+    both, color = torch.stack([x_0, twins]), COLORS[sampler]
     far = (x_0 - twins).norm(dim=1) > FAR
-    lines = torch.stack([x_0, twins])[:, far]  # (2, how many, 2)
-    axes[0].plot(lines[..., 0], lines[..., 1], "C1", lw=0.8)
-    axes[0].plot([], [], "C1", label=f"to its twin, if over {FAR} away")
-    for ax, which, points in zip(axes, ("learned", "exact"), (x_0, twins)):
-        ax.scatter(*points.T, s=1.5, color="C0", label="samples")
-        plane(ax, torch.stack([x_0, twins]), f"{sampler}, {which} denoiser")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+    left.plot(*x_0.T, ".", color=color, ms=2)
+    left.plot(*x_0[far].T, ".", color=color, ms=7, mec="k", mew=0.5, label="sample")
+    left.plot(*twins[far].T, ".", color="k", ms=4, label="its twin")
+    join(left, x_0[far], twins[far], color="k", lw=0.7, label=f"over {FAR} apart")
+    plane(left, both, f"{sampler}, learned denoiser")
+    left.set_ylabel("$y$")
+
+    right.plot(*twins.T, ".", color="k", ms=2)
+    plane(right, both, f"{sampler}, exact denoiser")
+
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
@@ -331,6 +354,28 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def report(excess, bayes, samples, twins):
+    """Two lists of rows for table, from what measure and sample return."""
+    levels = [
+        ["t", *(f"{t:.2g}" for t in TIMES)],
+        ["Bayes error", *(f"{b:.3g}" for b in bayes)],
+        ["excess over it", *(f"{e / b:.2%}" for e, b in zip(excess, bayes))],
+    ]
+    distances = [["from sample to twin", "median", f"over {FAR}"]]
+    for name, x_0 in samples.items():
+        median, far = apart(x_0, twins[name])
+        distances.append([name, f"{median:.4f}", f"{far:.1%}"])
+    return levels, distances
+
+
 def main(argv=None):
     args = options(
         argv,
@@ -344,25 +389,21 @@ def main(argv=None):
     rng = torch.Generator().manual_seed(args.seed)
 
     denoiser, losses = train(sigma_q=args.sigma_q, train_steps=args.train_steps, rng=rng)
-
     exact = partial(exact_denoiser, sigma_q=args.sigma_q)
     excess, bayes = measure(denoiser, exact, args.sigma_q, rng)
+    least = least_loss(denoiser, bayes)
 
     x_1 = args.sigma_q * torch.randn(args.num_samples, 2, generator=rng)
-    same = rng.clone_state()  # will draw the same noise as rng
+    twins = sample(exact, x_1, args.num_steps, args.sigma_q, rng.clone_state())  # the same noise
     samples = sample(denoiser, x_1, args.num_steps, args.sigma_q, rng)
-    twins = sample(exact, x_1, args.num_steps, args.sigma_q, same)
 
-    print("t             " + "".join(f"{t:9.2g}" for t in TIMES))
-    print("Bayes error   " + "".join(f"{b:9.3g}" for b in bayes))
-    print("excess over it" + "".join(f"{e / b:9.2%}" for e, b in zip(excess, bayes)))
-    for name, x_0 in samples.items():
-        median, far = apart(x_0, twins[name])
-        print(f"{name}: a sample is {median:.4f} from its twin (median), {far:.1%} over {FAR}")
+    print(f"loss: {last_tenth(losses):.2f} in the last tenth, {least:.2f} with the exact denoiser")
+    for rows in report(excess, bayes, samples, twins):
+        table(rows)
 
     for name, figure in {
         "data": draw_data(swiss_roll(2000, rng)),
-        "train_loss": draw_loss(losses, least_loss(denoiser, bayes)),
+        "train_loss": draw_loss(losses, least),
         "learned-vs-exact": draw_denoisers(denoiser, exact, args.sigma_q, rng),
         "eval_ddpm_samples": draw_samples("DDPM", samples["DDPM"], twins["DDPM"]),
         "eval_ddim_samples": draw_samples("DDIM", samples["DDIM"], twins["DDIM"]),

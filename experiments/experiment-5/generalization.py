@@ -3,9 +3,9 @@
 The claim
     Of all functions, the training loss on N points a_i is least for the denoiser of these points,
         D_N(x_t, t) = sum_i p(x_0 = a_i | x_t) a_i,
-    and with it and small steps DDIM returns training points, nothing else. So a perfectly trained
-    network only copies. Section 3.7 of the tutorial says that real ones do better by failing to be
-    this minimiser. Figure 6 there shows trajectories for N = 10, 20, 40.
+    and with it and a small last step DDIM returns training points, nothing else. So a perfectly
+    trained network only copies. Section 3.7 of the tutorial says that real ones often do
+    better by failing to be this minimiser. Figure 6 there shows trajectories for N = 10, 20, 40.
 
 The truth beside it
     Both ends are known: D_N is `empirical_denoiser`, and the denoiser D of the whole roll is
@@ -15,17 +15,17 @@ The truth beside it
 
 What to look for in figures/
     trajectories.jpg      10 points are copied; of 40, the network fills gaps between them
+    distances.jpg         how far from 40 training points the network's samples end
     which-denoiser.jpg    why: near the data the minimiser is a staircase, the network a ramp
-    error-vs-n.jpg        the network is better than the function that it is trained to be, until
-                          there are so many points that its own error is what is left
+    error-vs-n.jpg        up to 160 points the network is better than the function that it is
+                          trained to be; with 640 its own error is what is left
 
 Try this
-    python generalization.py --train-steps 200     stopped early: fewer copies, and a smaller error
-                                                   on 10 to 40 points
-    python generalization.py --train-steps 6000    trained longer, a minute: more copies, and a
-                                                   larger error on 10 to 160 points
-    python generalization.py --num-steps 100       coarse steps: even the minimiser copies less
-    python generalization.py --sigma-q 4           so it does: the last noise is 4 times as wide
+    python generalization.py --train-steps 200    stopped early: fewer copies of 10 points, and a
+                                                  smaller error on them
+    python generalization.py --last-t 0.01        a coarse last step averages over neighbours: even
+                                                  the minimiser copies less
+    python generalization.py --num-steps 10       few steps, but a small last one: it copies
 """
 
 import math
@@ -78,22 +78,22 @@ def reverse_mean(x_t, t, dt, *, denoiser):
 # It knows nothing of the data but the function that it is given: reverse_mean(x_t, t, dt).
 
 
-def ddim(reverse_mean, x_1, num_steps):
-    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
+def ddim(reverse_mean, x_1, times):
+    """Algorithm 2 (DDIM) with steps from t to r < t: x_r = x_t + lam (E[x_r | x_t] - x_t).
 
-    lam = sigma_t / (sigma_{t-dt} + sigma_t); as sigma_t = sigma_q sqrt(t), sigma_q cancels in it.
-    x_1: draws of the base;  num_steps = 1 / dt.  Yields x_{t-dt} after every step, the last is x_0.
+    lam = sigma_t / (sigma_r + sigma_t); as sigma_t = sigma_q sqrt(t), sigma_q cancels in it.
+    x_1: draws of the base;  times: from 1 down to 0.  Yields x_r after every step, the last is x_0.
     """
-    x_t, dt = x_1, 1 / num_steps
-    for k in range(num_steps, 0, -1):  # t = k dt
-        lam = k**0.5 / ((k - 1) ** 0.5 + k**0.5)
-        x_t = x_t + lam * (reverse_mean(x_t, k / num_steps, dt) - x_t)
+    x_t = x_1
+    for t, r in zip(times, times[1:]):
+        lam = t**0.5 / (r**0.5 + t**0.5)
+        x_t = x_t + lam * (reverse_mean(x_t, t, t - r) - x_t)
         yield x_t
 
 
 # ------------------------------------------- Learning -------------------------------------------
-MIN_T = 1 / 2000  # the smallest t that is learned: the last step of the most steps
-SIGMA_DATA = 0.43  # the standard deviation of the data, per coordinate
+MIN_T = 1e-7  # the smallest t that is learned: sigma_t is then sigma_q / 3000
+SIGMA_DATA = curve(torch.linspace(START, END, 1000)).square().mean().item() ** 0.5  # per coordinate
 
 
 class Denoiser(nn.Module):
@@ -104,9 +104,9 @@ class Denoiser(nn.Module):
     misses, in units of c_out. So its task has about the same size at every t.
     """
 
-    def __init__(self, sigma_q, width=64):
+    def __init__(self, sigma_q):
         super().__init__()
-        self.sigma_q = sigma_q
+        self.sigma_q, width = sigma_q, 64
         self.layers = nn.Sequential(
             nn.Linear(3, width),
             nn.ReLU(),
@@ -133,21 +133,19 @@ class Denoiser(nn.Module):
         return c_skip * x_t + c_out * self.layers(inputs)
 
 
-def train(points, *, sigma_q, train_steps, rng, batch_size=512, learning_rate=0.01):
+def train(points, sigma_q, train_steps, rng):
     """Pseudocode 6 as in experiment 3, but x_0 is always one of the points, (N, 2).
 
-    The points come again and again, the noise on them is always fresh.
-    Returns the trained Denoiser and the loss of each step.
+    The points come again and again, the noise on them is always fresh.  Returns the Denoiser.
     """
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
     denoiser = Denoiser(sigma_q)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
-    losses = []
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.005, train_steps)
     for _ in tqdm(range(train_steps), f"training on {len(points)} points", disable=None):
-        x_0 = points[torch.randint(len(points), (batch_size,), generator=rng)]
-        t = MIN_T ** torch.rand(batch_size, 1, generator=rng)
+        x_0 = points[torch.randint(len(points), (512,), generator=rng)]
+        t = MIN_T ** torch.rand(512, 1, generator=rng)
         x_t = add_noise(x_0, t, sigma_q, rng)
         _, c_out, _, _ = denoiser.preconditioning(t)
         loss = ((denoiser(x_t, t) - x_0) / c_out).square().sum(dim=1).mean()
@@ -155,51 +153,50 @@ def train(points, *, sigma_q, train_steps, rng, batch_size=512, learning_rate=0.
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-    return denoiser.requires_grad_(False), losses
+    return denoiser.requires_grad_(False)
 
 
 # ------------------------------------------ The truth -------------------------------------------
 
 
-def empirical_denoiser(x_t, t, *, points, sigma_q):
-    """D_N = E[x_0 | x_t] when x_0 is each of the points with probability 1 / N.
+def posterior_mean(x_t, points, sigma_t):
+    """E[x_0 | x_t] if x_0 is each of the points with the same probability: Bayes' rule.
 
-    The posterior of experiment 2 with N equal weights. It is what the training loss is least for:
-    the best guess of x_0, in the least squares sense, is its mean.
-    x_t: (n, 2);  t: a float;  points: (N, 2).  Returns (n, 2).
+    x_t: (n, 2);  points: (k, 2).  Returns (n, 2).
     """
-    sigma_t = sigma_q * t**0.5
     means = []
-    for rows in x_t.split(500):  # (500, N) fits in memory
-        posterior = (-((torch.cdist(rows, points) / sigma_t) ** 2) / 2).softmax(dim=1)
-        means.append(posterior @ points)
+    for rows in x_t.split(500):  # (500, k) fits in memory
+        # The default, |x|^2 - 2 x.a + |a|^2, is too coarse for the smallest sigma_t.
+        distance = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
+        means.append((-((distance / sigma_t) ** 2) / 2).softmax(dim=1) @ points)
     return torch.cat(means)
 
 
-def exact_denoiser(x_t, t, *, sigma_q):
-    """E[x_0 | x_t]: the average of the curve, weighted by p(theta | x_t), Bayes' rule.
+def empirical_denoiser(x_t, t, *, points, sigma_q):
+    """D_N: E[x_0 | x_t] for N points, (N, 2), as in experiment 2.
 
-    The posterior of experiment 2, its points at most about sigma_t / 4 apart: the midpoint rule.
-    In single precision good to sigma_t / 100 for sigma_t >= 0.002.
+    The training loss is least for it: the best guess of x_0, in least squares, is its mean.
     x_t: (n, 2);  t: a float.  Returns (n, 2).
+    """
+    return posterior_mean(x_t, points, sigma_q * t**0.5)
+
+
+def exact_denoiser(x_t, t, *, sigma_q):
+    """D: E[x_0 | x_t] for the whole roll, as many points, at most about sigma_t / 4 apart.
+
+    Good to sigma_t / 100.  x_t: (n, 2);  t: a float.  Returns (n, 2).
     """
     sigma_t = sigma_q * t**0.5
     num_points = math.ceil(4 * (END - START) / sigma_t) + 20
     theta = START + (END - START) * (torch.arange(num_points) + 0.5) / num_points
-    points = curve(theta)
-    means = []
-    for rows in x_t.split(500):  # (500, num_points) fits in memory
-        posterior = (-((torch.cdist(rows, points) / sigma_t) ** 2) / 2).softmax(dim=1)
-        means.append(posterior @ points)
-    return torch.cat(means)
+    return posterior_mean(x_t, curve(theta), sigma_t)
 
 
 # ------------------------------------------ Measuring -------------------------------------------
-NUM_POINTS = [10, 20, 40, 160, 640, 2560]  # N
-TIMES = [MIN_T ** ((k + 0.5) / 7) for k in reversed(range(7))]  # midpoints of sevenths of log t
-DRAWN = 60  # trajectories kept whole, for the figure
+NUM_POINTS = [10, 20, 40, 160, 640]  # N
+TIMES = [2000 ** -((k + 0.5) / 7) for k in reversed(range(7))]  # as in experiment 3
 LENGTH = curve(torch.linspace(START, END, 2000)).diff(dim=0).norm(dim=1).sum().item()  # of the roll
+NEAR = 0.1  # of the spacing, LENGTH / N: a sample so near to a training point is a copy
 
 
 def held_out(exact, sigma_q, rng, n=4000):
@@ -225,54 +222,71 @@ def excess(denoiser, draws):
     return sum(ratios) / len(ratios)
 
 
-def sample(denoiser, x_1, num_steps):
-    """DDIM from x_1, (n, 2).  Returns x_0, (n, 2), and DRAWN paths, (num_steps + 1, DRAWN, 2)."""
-    steps = ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps)
-    paths = x_1[:DRAWN].repeat(num_steps + 1, 1, 1)
-    for k, x_t in enumerate(tqdm(steps, "DDIM", num_steps, disable=None), 1):
-        paths[k] = x_t[:DRAWN]
-    return x_t, paths
+def sample(denoiser, x_1, num_steps, last_t):
+    """DDIM from x_1, (n, 2), at times 1, ..., last_t, evenly in log t, and 0.  (steps + 1, n, 2)"""
+    times = [last_t ** (k / max(1, num_steps - 1)) for k in range(num_steps)] + [0.0]
+    steps = ddim(partial(reverse_mean, denoiser=denoiser), x_1, times)
+    return torch.stack([x_1, *tqdm(steps, "DDIM", num_steps, disable=None)])
 
 
-def copies(x_0, points):
-    """Which x_0, (n, 2), lie on one of the points, (N, 2).  Returns (n,), of bool.
+def nearest(x_0, points):
+    """Distance of each x_0, (n, 2), to the nearest of the points, (N, 2), in spacings.  (n,)"""
+    distance = torch.cdist(x_0.double(), points.double()).amin(dim=1)
+    return distance * len(points) / LENGTH
 
-    On it: nearer than a tenth of the spacing, which is the length of the roll over N. So about one
-    in five fresh draws of the roll is a copy, by chance, whatever N is.
-    """
-    nearest = torch.cdist(x_0.double(), points.double()).amin(dim=1)
-    return nearest < 0.1 * LENGTH / len(points)
+
+def measure(paths, roll, fresh):
+    """nearest for the ends of the paths, {(name, N): of sample}, and for fresh draws, (n, 2)."""
+    distances = {(name, n): nearest(path[-1], roll[:n]) for (name, n), path in paths.items()}
+    return {**distances, **{("fresh draws", n): nearest(fresh, roll[:n]) for n in NUM_POINTS}}
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-COLORS = {"network": "C0", "minimiser": "C1"}
+BLUE, PINK = "#0072B2", "#CC79A7"
+COLORS = {"network": BLUE, "minimiser": PINK}
 
 
-def draw_trajectories(paths, shares, roll):
+def draw_trajectories(paths, roll):
     """Network over minimiser, from the same starts.
 
-    paths: {(name, N): of sample};  shares: {(name, N): share of copies};
-    roll: (n, 2), of which the first N are trained on.
+    paths: {(name, N): of sample};  roll: (n, 2), of which the first N are trained on.
     """
     fig, axes = plt.subplots(2, 3, figsize=(11, 8), layout="constrained", sharex=True, sharey=True)
     line = curve(torch.linspace(START, END, 300))
     for row, name in zip(axes, COLORS):
         for ax, n in zip(row, NUM_POINTS):
-            path = paths[name, n]
-            copy = copies(path[-1], roll[:n])
-            for which, color, label in [(copy, "0.7", "copies"), (~copy, "C3", "other samples")]:
-                ax.plot(path[:, which, 0], path[:, which, 1], color=color, lw=0.8)
-                ax.plot(*path[-1, which].T, ".", color=color, ms=7, label=label)
-            ax.plot(*line.T, color="k", lw=0.8, label="the roll")
+            copy = nearest(paths[name, n][-1], roll[:n]) < NEAR
+            path, share = paths[name, n][:, :60], copy.double().mean()
+            for which, color, label in [(copy, "0.7", "copies"), (~copy, BLUE, "other samples")]:
+                drawn = path[:, which[:60]]
+                ax.plot(drawn[..., 0], drawn[..., 1], color=color, lw=0.8)
+                ax.plot(*drawn[-1].T, ".", color=color, ms=8, label=label)
+            ax.plot(*line.T, color="0.85", lw=3, zorder=0, label="the roll")
             ax.plot(*roll[:n].T, "o", color="k", mfc="none", ms=7, label="training points")
-            ax.set_title(f"{name}, $N$ = {n}: {shares[name, n]:.0%} copies")
-            ax.set(aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5))
-    for ax in axes[:, 0]:
-        ax.set_ylabel("$y$")
+            ax.set(title=f"{name}, $N$ = {n}: {share:.0%} copies", aspect="equal")
+    axes[0, 0].set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), ylabel="$y$")
+    axes[1, 0].set_ylabel("$y$")
     for ax in axes[1]:
         ax.set_xlabel("$x$")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
+def draw_distances(distances, n):
+    """To the nearest of n training points.  distances: {(name, N): of nearest}."""
+    fig, ax = plt.subplots(figsize=(5.4, 4.2), layout="constrained")
+    for name, style in {
+        "network": {"color": BLUE, "alpha": 0.7},
+        "fresh draws": {"color": "k", "histtype": "step", "lw": 1.5},
+    }.items():
+        distance = distances[name, n]
+        bins = NEAR * torch.arange(distance.max() / NEAR + 2)
+        weights = torch.full_like(distance, 1 / len(distance))
+        ax.hist(distance, bins, weights=weights, label=name, **style)
+    ax.set(xlabel="distance to the nearest training point, in spacings", ylabel="share of samples")
+    ax.set_title(f"$N$ = {n}; nearer than {NEAR}: a copy")
+    ax.legend()
     return fig
 
 
@@ -290,7 +304,7 @@ def draw_denoisers(denoisers, exact, roll, t):
 
     best = angle(exact(x_t, t))
     for ax, n in zip(axes, NUM_POINTS):
-        ax.plot(theta, best, "k", lw=0.8, label="$D$, of the roll")
+        ax.plot(theta, best, color="k", lw=0.8, label="$D$, of the roll")
         for name in ("minimiser", "network"):
             out = angle(denoisers[name, n](x_t, t))
             ax.plot(theta, out, ".", ms=3, mew=0, color=COLORS[name])
@@ -303,25 +317,18 @@ def draw_denoisers(denoisers, exact, roll, t):
     return fig
 
 
-def draw_errors(errors, shares, chance):
-    """Excess and share of copies against N.
-
-    errors, shares: {(name, N): a number};  chance: {N: a number}.
-    """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+def draw_errors(errors):
+    """Excess against N.  errors: {(name, N): a number}."""
+    fig, ax = plt.subplots(figsize=(5.4, 4.2), layout="constrained")
     for name, color in COLORS.items():
-        for ax, numbers in [(left, errors), (right, shares)]:
-            values = [numbers[name, n] for n in NUM_POINTS]
-            ax.plot(NUM_POINTS, values, "o-", color=color, label=name)
-    right.plot(NUM_POINTS, [chance[n] for n in NUM_POINTS], "k--", lw=1, label="chance")
-    left.set(yscale="log", ylabel=r"excess, $E|f - D|^2 / E|x_0 - D|^2$")
-    right.set(ylabel="share of copies", ylim=(-0.05, 1.05))
-    for ax, title in [(left, "Error on fresh data"), (right, "Samples on a training point")]:
-        ax.set(xscale="log", xlabel="$N$, number of training points", title=title)
-        ax.set_xticks(NUM_POINTS, NUM_POINTS)
-        ax.set_xticks([], minor=True)
-        ax.grid(alpha=0.3)
-        ax.legend()
+        values = [errors[name, n] for n in NUM_POINTS]
+        ax.plot(NUM_POINTS, values, "o-", color=color, label=name)
+    ax.set(xscale="log", xlabel="$N$, number of training points", title="Error on fresh data")
+    ax.set(yscale="log", ylabel="excess, $E|f - D|^2 / E|x_0 - D|^2$")
+    ax.set_xticks(NUM_POINTS, NUM_POINTS)
+    ax.set_xticks([], minor=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
     return fig
 
 
@@ -352,49 +359,56 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def report(distances, errors):
+    """Rows for table.  distances, errors: {(name, N): of nearest, of excess}."""
+    rows = [["N", "copies: network", "minimiser", "fresh draws", "excess: network", "minimiser"]]
+    for n in NUM_POINTS:
+        near = [distances[name, n] < NEAR for name in ("network", "minimiser", "fresh draws")]
+        copies = [f"{which.double().mean():.1%}" for which in near]
+        rows.append([f"{n}", *copies, *(f"{errors[name, n]:.2g}" for name in COLORS)])
+    return rows
+
+
 def main(argv=None):
     args = options(
         argv,
-        num_steps=(1000, 1, 2000, "steps of DDIM, 1 / dt"),
-        num_samples=(400, 1, 10**4, "samples of each denoiser"),
+        num_steps=(100, 1, 1000, "steps of DDIM"),
+        num_samples=(1000, 1, 4000, "samples of each denoiser"),
         sigma_q=(1.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
-        train_steps=(1500, 1, 10**6, "steps of the optimizer, for each N"),
+        last_t=(MIN_T, MIN_T, 0.1, "the last step of DDIM is from this t to 0"),
+        train_steps=(2000, 1, 10**6, "steps of the optimizer, for each N"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     torch.set_num_threads(1)  # the same bytes on any number of cores, and hardly slower
     rng = torch.Generator().manual_seed(args.seed)
 
-    roll = swiss_roll(max(NUM_POINTS), rng)  # each training set is the first N of these
-    denoisers = {}
+    roll, denoisers, paths = swiss_roll(max(NUM_POINTS), rng), {}, {}
     for n in NUM_POINTS:
-        data = {"points": roll[:n], "sigma_q": args.sigma_q}
-        denoisers["network", n], _ = train(**data, train_steps=args.train_steps, rng=rng)
-        denoisers["minimiser", n] = partial(empirical_denoiser, **data)
-
+        points, sigma_q = roll[:n], args.sigma_q  # so each training set holds the smaller ones
+        denoisers["network", n] = train(points, sigma_q, args.train_steps, rng)
+        denoisers["minimiser", n] = partial(empirical_denoiser, points=points, sigma_q=sigma_q)
     exact = partial(exact_denoiser, sigma_q=args.sigma_q)
     draws = held_out(exact, args.sigma_q, rng)
     errors = {which: excess(denoiser, draws) for which, denoiser in denoisers.items()}
 
     x_1 = args.sigma_q * torch.randn(args.num_samples, 2, generator=rng)
-    paths, shares = {}, {}
-    for (name, n), denoiser in denoisers.items():
-        x_0, paths[name, n] = sample(denoiser, x_1, args.num_steps)
-        shares[name, n] = copies(x_0, roll[:n]).double().mean().item()
-    fresh = swiss_roll(4000, rng)
-    chance = {n: copies(fresh, roll[:n]).double().mean().item() for n in NUM_POINTS}
-
-    print("      copies:                         excess over the Bayes error:")
-    print("   N   network minimiser  chance          network minimiser")
-    for n in NUM_POINTS:
-        print(
-            f"{n:4}{shares['network', n]:10.1%}{shares['minimiser', n]:10.1%}{chance[n]:8.1%}"
-            f"{errors['network', n]:17.3g}{errors['minimiser', n]:10.3g}"
-        )
-
+    for which, denoiser in denoisers.items():
+        paths[which] = sample(denoiser, x_1, args.num_steps, args.last_t)
+    distances = measure(paths, roll, swiss_roll(4000, rng))
+    table(report(distances, errors))
     for name, figure in {
-        "trajectories": draw_trajectories(paths, shares, roll),
+        "trajectories": draw_trajectories(paths, roll),
+        "distances": draw_distances(distances, NUM_POINTS[2]),
         "which-denoiser": draw_denoisers(denoisers, exact, roll, TIMES[0]),
-        "error-vs-n": draw_errors(errors, shares, chance),
+        "error-vs-n": draw_errors(errors),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")

@@ -1,11 +1,15 @@
 """Experiment 13 held to references that share no code with it."""
 
+import re
 from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import digits as s
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.path import Path as MplPath
 from matplotlib.transforms import Affine2D
 
@@ -26,7 +30,6 @@ def test_ink_is_the_area_inside_the_outline():
     """Against 144 points a pixel, each moved and turned back to the outline."""
     images, labels = s.digits(60, rng(1))
     assert labels.tolist() == [*range(10)] * 6
-    assert torch.nn.functional.pdist(images).min() > 1  # black to white is 32
     draws = torch.rand(60, 4, generator=rng(1)).double().numpy()
     x = (np.arange(192) + 0.5) / 12
     points = np.stack(np.meshgrid(x, x[::-1]), axis=2)  # the first row is at the top
@@ -41,17 +44,16 @@ def test_ink_is_the_area_inside_the_outline():
         for polygon in polygons:
             inside ^= MplPath(polygon).contains_points(1000 * back.reshape(-1, 2))
         want = 2 * inside.reshape(16, 12, 16, 12).mean(axis=(1, 3)) - 1
-        off = images[i].reshape(16, 16).numpy() - want
-        assert np.abs(off).max() < 0.35  # Agg draws curves to a tenth of a pixel
-        assert np.abs(off).mean() < 0.02
+        off = np.abs(images[i].reshape(16, 16).numpy() - want)
+        assert off.max() < 0.35  # Agg draws curves to a tenth of a pixel
+        assert off.mean() < 0.02
 
 
 def test_a_missing_font(monkeypatch, capsys):
     """One line, and status 2."""
     monkeypatch.setattr(s, "NAMES", ["DejaVuSans", "no-such-font"])
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match="2"):
         s.outlines()
-    assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no-such-font.ttf" in line
 
@@ -70,15 +72,17 @@ def test_exact_denoiser(data, t):
 
 
 def test_guided():
-    """D = 1 without label, D = label with it; a step of a quarter of t goes a quarter to D."""
+    """Of D = 1 and D(. | label) = label; for w = 0 and 1 only the one that counts is asked for."""
+    calls, label, none = [], [0, 4, 9], [s.NO_LABEL] * 3
 
     def denoiser(x_t, t, label):
-        return torch.where(label == s.NO_LABEL, 1, label)[:, None].expand(x_t.shape)
+        calls.append(label.tolist())
+        return torch.where(label == s.NO_LABEL, 1, label)[:, None]
 
-    label = torch.tensor([0, 4, 9])
     for w, want in [(0, [1, 1, 1]), (1, [0, 4, 9]), (2, [-1, 7, 17])]:
-        got = s.guided(denoiser, label, w)(torch.full((3, 2), 8), 0.5, 0.125)
-        assert (4 * got[:, 1] - 3 * 8).tolist() == want
+        got = s.guided(None, 0.5, denoiser=denoiser, label=torch.tensor(label), w=w)
+        assert got[:, 0].tolist() == want
+    assert calls == [none, label, none, label]
 
 
 def test_denoiser(data, monkeypatch):
@@ -88,30 +92,65 @@ def test_denoiser(data, monkeypatch):
     denoiser = s.Denoiser(images, 2.0).requires_grad_(False)
     denoiser.last.weight.zero_()
     denoiser.last.bias.fill_(2)
+    inputs = []
+    denoiser.first.register_forward_hook(lambda layer, values, result: inputs.extend(values))
     x_t = s.add_noise(images, 0.1, 2.0, rng(4))
     covariance = np.cov(images.double().numpy().T, bias=True)
     want = covariance @ np.linalg.solve(covariance + 0.4 * np.eye(256), x_t.double().numpy().T)
     got = denoiser.gaussian(x_t, 0.1)
     assert np.abs(got.numpy() - want.T).max() < 1e-4
-    assert images.std().item() == pytest.approx(s.SIGMA_DATA, rel=0.05)
-    error = (1 / (1 / s.SIGMA_DATA**2 + 1 / 0.4)) ** 0.5  # of a guess, if x_0 is N(0, SIGMA_DATA^2)
+    error = (1 / (1 / images.var(correction=0) + 1 / 0.4)) ** 0.5  # as images have mean 0
     added = (denoiser(x_t, 0.1, labels) - got) @ denoiser.axes
     assert (added - 2 * error).abs().max() < 1e-4
+    z, time, label = inputs[0].split([256, 1, 11], dim=1)
+    assert z.square().mean(dim=0)[::8].numpy() == pytest.approx(1, abs=5 * (2 / 300) ** 0.5)
+    assert torch.allclose(time, torch.tensor(0.1).log() / 4)
+    assert label.argmax(dim=1).tolist() == labels.tolist()
+
+
+def test_train(monkeypatch):
+    """What the network is shown, and what is least: the mean square in units of c_out.
+
+    Here the network is a t, x_0 is label / 2 + 1, c_out is sqrt(t): so a is E[x_0] / E[t].
+    """
+    seen = []
+
+    class Network(torch.nn.Module):
+        def __init__(self, images, sigma_q):
+            super().__init__()
+            self.a, self.c_out = torch.nn.Parameter(torch.zeros(())), torch.sqrt
+
+        def forward(self, x_t, t, label):
+            seen.append((x_t, t, label[:, None]))
+            return self.a * t.expand_as(x_t)
+
+    monkeypatch.setattr(s, "Denoiser", Network)
+    labels = torch.arange(50) % 10
+    images = (labels / 2 + 1)[:, None].expand(50, 4)
+    network = s.train(images, labels, sigma_q=0.1, train_steps=120, rng=rng(1), learning_rate=0.5)
+    x_t, t, label = (torch.cat(parts) for parts in zip(*seen))
+    least, hidden, n = 250**-0.5, label == s.NO_LABEL, 120 * 256
+    assert t.sqrt().min() >= least - 1e-6
+    assert t.sqrt().mean().item() == pytest.approx((1 + least) / 2, abs=5 * 0.29 / n**0.5)
+    assert t.sqrt().std().item() == pytest.approx((1 - least) / 12**0.5, rel=0.02)
+    assert hidden.double().mean().item() == pytest.approx(0.2, abs=5 * 0.4 / n**0.5)
+    noise = ((x_t - (label / 2 + 1)) / (0.1 * t.sqrt()))[~hidden[:, 0]]
+    assert noise.std().item() == pytest.approx(1, rel=0.01)
+    mean_t = (1 - least**3) / (3 * (1 - least))
+    assert network.a.item() == pytest.approx(3.25 / mean_t, rel=0.04)
+    assert not network.a.requires_grad
 
 
 def test_it_learns(data):
-    """A short training is nearer to the exact denoiser than the Gaussian one, at every t."""
+    """A short training is nearer to the exact denoiser than the Gaussian one; it uses the label."""
     images, labels, exact = data
-    options = {"sigma_q": 2.0, "train_steps": 200, "batch_size": 128}
-    denoiser, losses = s.train(images, labels, **options, rng=rng(6))
-    errors = s.measure(denoiser, exact, images, images, 2.0, rng(7))
-    ratios = np.divide(errors["excess, network"], errors["excess, Gaussian denoiser"])
-    assert ratios.max() < 0.98
-    # The loss is a mean over sqrt(t), here by the trapezoidal rule, and labels make it less.
-    error, root = np.array(errors["new images, network"]), np.sqrt(s.TIMES)
-    mean = ((error[1:] + error[:-1]) / 2 * np.diff(root)).sum() / (root[-1] - root[0])
-    assert len(losses) == 200
-    assert 0.7 * mean < np.mean(losses[-20:]) < 0.95 * mean
+    denoiser = s.train(images, labels, sigma_q=2.0, train_steps=120, rng=rng(6), batch_size=128)
+    errors = s.measure(denoiser, exact, images, images, rng(7))
+    ratios = np.divide(errors["excess, network"], errors["excess, Gaussian"])
+    assert (ratios < [1.02, 0.97, 0.92, 0.85, 0.85, 0.85]).all()
+    x_t = s.add_noise(images, 1.0, 2.0, rng(8))
+    off = [(denoiser(x_t, 1.0, label) - images).square().mean() for label in (labels, 9 - labels)]
+    assert off[0] < 0.8 * off[1]
 
 
 def test_measure_of_known_errors(data):
@@ -124,77 +163,187 @@ def test_measure_of_known_errors(data):
     def network(x_t, t, label):
         return exact(x_t, t, label) + 0.1
 
+    network.sigma_q, network.c_out = 2.0, lambda t: t + 1
     network.gaussian = lambda x_t, t: x_t - 0.2
-    errors = s.measure(network, exact, data[0], data[0].flip(1), 2.0, rng(10))
-    times = np.array(s.TIMES)
-    unit = 1 / (1 / s.SIGMA_DATA**2 + 1 / (4 * times))
+    errors = s.measure(network, exact, data[0], data[0].flip(1), rng(10))
+    times = np.array([0.004, 0.01, 0.03, 0.1, 0.3, 1])
+    errors = {name: row * (times + 1) ** 2 for name, row in errors.items()}
     noise = {"Bayes error": 0, "new images, exact": 0, "new images, network": 0.01}
     for name, more in noise.items():
-        assert errors[name] * unit == pytest.approx(4 * times + more, rel=0.03)
-    assert errors["excess, network"] * unit == pytest.approx(0.01, rel=1e-3)
-    assert errors["excess, Gaussian denoiser"] * unit == pytest.approx(0.04, rel=1e-3)
+        assert errors[name] == pytest.approx(4 * times + more, rel=0.03)
+    assert (errors["Bayes error"] != errors["new images, exact"]).all()
+    assert errors["excess, network"] == pytest.approx(0.01, rel=1e-3)
+    assert errors["excess, Gaussian"] == pytest.approx(0.04, rel=1e-3)
 
 
 def test_read_and_summary():
-    """Ten images at distance 1 of one another: from one to another, legible for a third."""
+    """Ten images 1 apart: legible for the first third of a way to another one, and for the last."""
     images, labels = torch.eye(20)[::2] / 2**0.5, torch.arange(10)
-    shares = torch.tensor([0.0, 0.3, 0.36, 0.6])[:, None]
-    x_0 = (1 - shares) * images[4] + shares * images[7]
-    digit, legible = s.read(x_0, images, labels)
-    assert digit.tolist() == [4, 4, 4, 7]
-    assert legible.tolist() == [True, True, False, False]
-    shares = s.summary(x_0, images[[4, 7, 7, 7]], torch.tensor([4, 4, 5, 6]), images, labels)
-    assert shares == {"legible": 0.5, "as asked": 0.5, "as its twin": 0.5, "twin legible": 1.0}
+
+    def ways(*shares):
+        """From image 0 to 9, from 1 to 9, ..."""
+        shares = torch.tensor(shares)[:, None]
+        return (1 - shares) * images[: len(shares)] + shares * images[9]
+
+    digit, legible = s.read(ways(0, 0.33, 0.336, 0.6, 0.67), images, labels)
+    assert digit.tolist() == [0, 1, 2, 9, 9]
+    assert legible.tolist() == [True, True, False, False, True]
+    none, asked = ways(0, 0.4, 0, 0, 0, 0, 0, 0), ways(0.4, 0.4, 0.4, 0.6, 0.6, 0.4, 0, 0)
+    paths, twins = (
+        {"none": [asked, none], "asked": [none, asked]},
+        {"none": [asked], "asked": [none]},
+    )
+    label, new = torch.tensor([0, 1, 2, 3, 4, 5, 7, 6]), ways(0.4, 0, 0.4)
+    assert s.summary(paths, twins, label, new, images, labels) == [
+        ["DDIM", "legible", "+-", "twin legible", "as its twin", "as asked"],
+        ["new images", "33.3%", "27.2%", "", "", ""],
+        ["none", "87.5%", "11.7%", "25.0%", "75.0%", ""],
+        ["asked", "25.0%", "15.3%", "87.5%", "75.0%", "50.0%"],
+    ]
 
 
 def test_twins_are_images_of_the_digit_asked_for(data):
+    """DDIM ends there with a label, guided or not; without it at an image of any digit."""
     images, labels, exact = data
     x_1, label = 2 * torch.randn(20, 256, generator=rng(12)), torch.arange(20) % 10
-    path = s.sample(exact, x_1, label, 1, 30)
-    assert (len(path), path[0]) == (31, x_1)
-    distances = torch.cdist(path[-1], images).masked_fill(label[:, None] != labels, 32)
-    assert distances.amin(dim=1).max() < 0.05
+    paths = s.sample(exact, x_1, label, 3.0, 30)
+    assert [*paths] == ["without label", "with label", "guided, w = 3"]
+    for path, low, high in zip(paths.values(), (0, 20, 20), (10, 20, 20)):
+        assert (len(path), path[0]) == (31, x_1)
+        distance, nearest = torch.cdist(path[-1], images).min(dim=1)
+        assert distance.max() < 0.2
+        assert low <= (labels[nearest] == label).sum() <= high
+    none, asked = (exact(x_1, 1.0, which) for which in (label * 0 + s.NO_LABEL, label))
+    step = (none + 3 * (asked - none) - x_1) / 30 / (1 + (29 / 30) ** 0.5)  # the first, of eq. (24)
+    assert torch.allclose(path[1], x_1 + step, atol=1e-5)
 
 
-def test_main(tmp_path, capsys, monkeypatch):
+def strips(ax, *pair):
+    """Holds what is drawn to two rows of images, (n, 256): upright, in order, from -1 to 1."""
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["network", "its twin"]
+    assert [*ax.get_yticks(), *ax.get_ylim()] == [0.5, 1.5, 2, 0]
+    for k, (strip, ink, images) in enumerate(zip(ax.images, ("#000000", "#0072b2"), pair)):
+        assert [*strip.get_extent(), *strip.get_clim()] == [0, 10, k + 1, k, -1, 1]
+        assert [to_hex(strip.cmap(shade)) for shade in (0.0, 1.0)] == ["#ffffff", ink]
+        squares = strip.get_array().reshape(18, 10, 18)[1:-1, :, 1:-1].swapaxes(0, 1)
+        assert np.allclose(squares.reshape(10, 256), images[:10], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Animation was deleted")
+def test_digits_are_drawn():
+    """Images at random, so that no two are alike; a path of 4 steps in frames of 4, 1 and 0."""
+    draws = torch.rand(3, 2, 5, 12, 256, generator=rng(13)) - 0.5
+    mean = torch.rand(256, generator=rng(14)) - 0.5
+    names = ["without label", "with label", "guided, w = 3"]
+    paths, twins = ({name: [*draws[k, which]] for k, name in enumerate(names)} for which in (0, 1))
+    axes = s.draw_digits(paths, twins, mean).axes
+    assert [ax.get_title() for ax in axes] == names
+    for ax, pair in zip(axes, draws):
+        strips(ax, *(pair[:, -1] + mean))
+    movie = s.animate(paths, twins, mean, 4.0, num_frames=3)
+    frames = [*movie.new_frame_seq()]
+    assert len(frames) == 6
+    for frame, k, sigma_t in zip(frames, (4, 1, 0, 0, 0, 0), (4, 2, 0, 0, 0, 0)):
+        movie._draw_frame(frame)
+        (ax,) = movie._fig.axes
+        assert ax.get_title() == rf"$\sigma_t$ = {sigma_t:.2f}"
+        strips(ax, *(draws[2, :, 4 - k] + mean) / (1 + sigma_t))
+
+
+def test_errors_are_drawn():
+    """An error of k is that of the row k."""
+    names = ["Bayes error", "excess, Gaussian", "excess, network"]
+    names += ["new images, exact", "new images, network"]
+    axes = s.draw_errors({name: [k, 3, 1, 2, 5, 9] for k, name in enumerate(names)}).axes
+    drawn = []
+    for ax in axes:
+        assert (ax.get_xscale(), ax.get_ylim()[0]) == ("log", 0)
+        assert ax.get_xlim()[0] > 1 > 0.004 > ax.get_xlim()[1]  # as sampling runs
+        for line in ax.lines:
+            t, (k, *rest) = line.get_data()
+            assert [*t, *rest] == [0.004, 0.01, 0.03, 0.1, 0.3, 1, 3, 1, 2, 5, 9]
+            drawn.append(f"{ax.get_title()}: {k}, {line.get_label()}, {line.get_color()}")
+    assert drawn == [
+        "Images learned: Bayes error, excess: 0, Bayes error, k",
+        "Images learned: Bayes error, excess: 1, excess, Gaussian denoiser, #CC79A7",
+        "Images learned: Bayes error, excess: 2, excess, network, #0072B2",
+        "New images: total error: 3, exact denoiser, k",
+        "New images: total error: 4, network, #0072B2",
+    ]
+
+
+def spy(script, monkeypatch, *names):
+    """Calls of functions of the script: {name: [(*arguments, result), ...]}."""
+    calls = {name: [] for name in names}
+
+    def call(name, original, *args, **options):
+        result = original(*args, **options)
+        calls[name].append((*args, result))
+        return result
+
+    for name in names:
+        monkeypatch.setattr(script, name, partial(call, name, getattr(script, name)))
+    return calls
+
+
+SMALL = ["--num-samples=12", "--num-steps=3", "--train-steps=2"]
+
+
+def test_main(tmp_path, monkeypatch):
     """The same start for all; the exact denoiser of the images learned; each path to its place."""
-    calls = {"train": [], "measure": [], "sample": [], "draw_digits": [], "animate": []}
-
-    def spy(name, original):
-        def call(*args, **options):
-            result = original(*args, **options)
-            calls[name].append((args, result))
-            return result
-
-        monkeypatch.setattr(s, name, call)
-
-    monkeypatch.setattr(s, "animate", partial(s.animate, num_frames=2))
-    for name in calls:
-        spy(name, getattr(s, name))
-    small = "--num-images 60 --num-samples 12 --num-steps 3 --train-steps 2"
-    s.main(f"--figures-dir {tmp_path} {small} --sigma-q 4 --guidance 3".split())
-    (images, labels), (denoiser, _) = calls["train"][0]
+    monkeypatch.setattr(s, "animate", lambda *_: SimpleNamespace(save=lambda *_, **__: None))
+    names = "train measure sample summary table draw_digits draw_errors animate"
+    calls = spy(s, monkeypatch, *names.split())
+    s.main([*SMALL, "--num-images=60", "--sigma-q=4", "--guidance=3", f"--figures-dir={tmp_path}"])
+    ((images, labels, denoiser),) = calls["train"]
+    ((learned, exact, old, new, _, errors),) = calls["measure"]
+    (first, paths), (second, twins) = ((call[:-1], call[-1]) for call in calls["sample"])
+    ((*arguments, rows),) = calls["summary"]
+    x_1, label = first[1:3]
+    assert len(images) == len(new) == 60
     assert images.mean(dim=0).abs().max() < 1e-5
-    (learned, exact, old, new, sigma_q, _), _ = calls["measure"][0]
-    assert (learned, old) == (denoiser, images)
-    assert sigma_q == denoiser.sigma_q == 4
+    assert (learned, denoiser.sigma_q) == (denoiser, 4)
+    assert torch.equal(old, images)
     assert exact.keywords == {"images": images, "labels": labels, "sigma_q": 4}
     assert 0.1 < torch.cdist(new, images).amin(dim=1).min() < 9  # other draws, centred alike
-    x_1 = calls["sample"][0][0][1]
     assert x_1.std().item() == pytest.approx(4, rel=0.1)
-    (samples, twins, _), _ = calls["draw_digits"][0]
-    ends = [x_0 for pair in zip(samples.values(), twins.values()) for x_0 in pair]
-    for k, ((which, start, label, w, num_steps), path) in enumerate(calls["sample"]):
-        assert which is (exact if k % 2 else denoiser)
-        assert start is x_1
-        assert label.tolist() == [*range(10), 0, 1]
-        assert (w, num_steps) == ((0, 1, 3)[k // 2], 3)
-        assert ends[k] is path[-1]
-    paths = calls["animate"][0][0][0]
-    assert [paths["DDIM"], paths["exact"]] == [path for _, path in calls["sample"][-2:]]
-    noise = paths["DDPM"][1] - s.guided(denoiser, label, 3)(x_1, 1.0, 1 / 3)
-    assert noise.std().item() == pytest.approx(4 / 3**0.5, rel=0.1)
-    names = {"digits.jpg", "excess-vs-t.jpg", "digits.gif"}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    starts = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert starts[-3:] == ["without label", "with label", "guided, w = 3"]
+    assert label.tolist() == [*range(10), 0, 1]
+    assert first == (denoiser, x_1, label, 3, 3)
+    assert second == (exact, x_1, label, 3, 3)
+    assert arguments == [paths, twins, label, new, images, labels]
+    above = [["t", "0.004", "0.01", "0.03", "0.1", "0.3", "1.0"]]
+    above += [[name, *(f"{error:.3f}" for error in row)] for name, row in errors.items()]
+    assert [printed for printed, _ in calls["table"]] == [above, rows]
+    assert calls["draw_errors"][0][0] is errors
+    for drawn, beside, mean, *_ in (calls["draw_digits"][0], calls["animate"][0]):
+        assert (drawn, beside) == (paths, twins)
+        assert torch.allclose((images + mean)[:, 0], torch.tensor(-1.0), atol=1e-5)  # paper
+    assert calls["animate"][0][3] == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.jpg", "excess-vs-t.jpg"}
+
+
+def test_your_own_images(tmp_path, monkeypatch):
+    """The page's lines in a copy of the script: 201 images of 8 x 8, half learned, half new."""
+    page = Path(s.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(def digits.*?)\n```", page, re.DOTALL)
+    script = Path(s.__file__).read_text(encoding="utf-8")
+    copy = re.sub(r"def digits\(.*?(?=\n\n\n)", lambda _: snippet, script, flags=re.DOTALL)
+    own = ModuleType("own")
+    own.__file__ = str(tmp_path / "own.py")
+    exec(copy, own.__dict__)
+    pixels = np.random.default_rng(0).integers(0, 256, (201, 8, 8), dtype=np.uint8)
+    pixels[:, 0, 0], pixels[:, 0, 1] = np.arange(201), 0  # which it is; and the same in all
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(201) % 10)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own, "animate", lambda *_: SimpleNamespace(save=lambda *_, **__: None))
+    calls = spy(own, monkeypatch, "train", "measure", "digits")
+    own.main([*SMALL, f"--figures-dir={tmp_path}"])
+    ((_, _, (images, labels)),) = calls["digits"]
+    which = ((images[:, 0] + 1) * 127.5).round().long()
+    assert sorted(which.tolist()) == [*range(201)]
+    assert torch.equal(which % 10, labels)
+    assert np.allclose(images, pixels[which.numpy()].reshape(201, 64) / 127.5 - 1, atol=1e-6)
+    learned, old, new = calls["train"][0][0], *calls["measure"][0][2:4]
+    assert (len(learned), len(old), len(new)) == (101, 100, 100)
+    assert torch.cdist(new, learned).min() > 1  # none was learned
+    assert np.isfinite([*calls["measure"][0][-1].values()]).all()

@@ -1,26 +1,24 @@
-"""Experiment 13: the same samplers draw digits, beside those that the exact denoiser draws.
+"""Experiment 13: the same sampler draws digits, beside those that the exact denoiser draws.
 
 The claim
-    The samplers do not change with the data: DDPM and DDIM are those of experiment 3, to the
-    letter. But x_0 is an image of 16 x 16 pixels, and a network learns E[x_0 | x_t]. Given the
-    label too, it learns E[x_0 | x_t, label]: then a digit can be asked for. Guidance overstates
-    the label: D + w (D(. | label) - D) with w > 1.
+    The sampler does not change with the data: DDIM is that of experiment 3, to the letter. But x_0
+    is an image of 16 x 16 pixels. A network learns E[x_0 | x_t], D, and E[x_0 | x_t, label]: so a
+    digit can be asked for. Guidance overstates the label: D + w (D(. | label) - D) with w > 1.
 
 The truth beside it
     The data is a finite set of images. So E[x_0 | x_t] is their mean, weighted by p(image | x_t):
-    experiment 2 in 256 dimensions, `exact_denoiser`. With a label: the mean of that digit's images.
+    experiment 2 in 256 dimensions, `exact_denoiser`. With a label: that of the digit's images.
     A sample's twin is what the exact denoiser makes of the same start.
 
 What to look for in figures/
     digits.jpg         the network's digits above their twins; in a column, all have one start
-    excess-vs-t.jpg    left, the network is nearer to the exact denoiser than the Gaussian one is,
-                       its first guess; right, on new images the exact one can be the worse
-    digits.gif         noise becomes digits; DDPM leaves the noise of its last step
+    excess-vs-t.jpg    left, the network is nearer to the exact denoiser than its Gaussian first
+                       guess; right, on new images the exact one can be the worse
+    digits.gif         noise becomes digits
 
 Try this
     python digits.py --guidance 10       too much for the network, not for the exact denoiser
-    python digits.py --num-steps 20      enough for DDIM; DDPM's last noise is twice as wide
-    python digits.py --train-steps 300   a weak network: guidance helps it more
+    python digits.py --train-steps 300   a weak network: guidance helps it
     python digits.py --num-images 120    two of each digit and font: the network copies them
 """
 
@@ -50,6 +48,7 @@ from tqdm import tqdm
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")  # they come with matplotlib
 NAMES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10"]
 SIDE = 16  # pixels
+NO_LABEL = 10  # after 0, ..., 9
 
 
 def outlines():
@@ -58,7 +57,7 @@ def outlines():
     for name in NAMES:
         file = FONTS / f"{name}.ttf"
         if not file.is_file():
-            print(f"digits.py: this matplotlib comes without {file}", file=sys.stderr)
+            print(f"this matplotlib comes without the font {file}", file=sys.stderr)
             sys.exit(2)
         font = FontProperties(fname=file)
         for digit in "0123456789":
@@ -107,37 +106,13 @@ def reverse_mean(x_t, t, dt, *, denoiser):
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
 
 
-NO_LABEL = 10
-
-
-def guided(denoiser, label, w):
-    """The reverse mean of D + w (D(. | label) - D), Ho & Salimans (2022, arXiv 2207.12598).
-
-    w = 0 is without label, w = 1 with it, w > 1 exaggerates it (theirs is w - 1).
-    denoiser(x_t, t, label) -> (n, 256);  label: (n,), of 0, ..., 9.
-    """
-
-    def mixed(x_t, t):
-        without = denoiser(x_t, t, torch.full_like(label, NO_LABEL))
-        return without + w * (denoiser(x_t, t, label) - without)
-
-    return partial(reverse_mean, denoiser=mixed)
+def guided(x_t, t, *, denoiser, label, w):
+    """D + w (D(. | label) - D), (n, d): Ho & Salimans, arXiv 2207.12598; their w is less by 1."""
+    parts = [(1 - w, torch.full_like(label, NO_LABEL)), (w, label)]
+    return sum(share * denoiser(x_t, t, which) for share, which in parts if share)
 
 
 # ----------------------------------------- The samplers -----------------------------------------
-# They know nothing of the data but the function that they are given: reverse_mean(x_t, t, dt).
-
-
-def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
-    """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
-
-    x_1: draws of the base;  num_steps = 1 / dt.  Yields x_{t-dt} after every step, the last is x_0.
-    """
-    x_t, dt = x_1, 1 / num_steps
-    for k in range(num_steps, 0, -1):  # t = k dt
-        noise = torch.randn(x_t.shape, generator=rng)
-        x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
-        yield x_t
 
 
 def ddim(reverse_mean, x_1, num_steps):
@@ -155,75 +130,71 @@ def ddim(reverse_mean, x_1, num_steps):
 
 # ------------------------------------------- Learning -------------------------------------------
 MIN_T = 1 / 250  # the smallest t that is learned: the last step of the most steps
-SIGMA_DATA = 0.44  # the standard deviation of the data, per pixel
+TIMES = [MIN_T, 0.01, 0.03, 0.1, 0.3, 1.0]  # where the errors are measured
 NUM_AXES = 96  # the other 160 have less than 1 % of the variance
-
-
-def c_out(t, sigma_q):
-    """The error of the best linear guess of x_0, per pixel, if pixels were independent."""
-    return SIGMA_DATA * sigma_q * t**0.5 / (sigma_q**2 * t + SIGMA_DATA**2) ** 0.5
 
 
 class Denoiser(nn.Module):
     """A residual network that learns E[x_0 | x_t, label].
 
-    As in experiment 3 it learns, in units of c_out, what a first guess misses. There the guess was
-    c_skip x_t, the best for independent pixels. Pixels are not independent: here it is the Gaussian
-    denoiser, and the network works in its axes.
+    As in experiment 3 it learns, in units of c_out, what a first guess misses. Here that is the
+    Gaussian denoiser, since neighbouring pixels are alike, and the network works in its axes.
     """
 
     def __init__(self, images, sigma_q, width=256, num_blocks=5):
         super().__init__()
-        self.sigma_q = sigma_q
+        self.sigma_q, self.sigma_data = sigma_q, images.square().mean().sqrt()
         variances, axes = torch.linalg.eigh(images.T @ images / len(images))  # in rising order
         self.variances, self.axes = variances[-NUM_AXES:], axes[:, -NUM_AXES:]
-        self.first = nn.Linear(NUM_AXES + 1 + 11, width)  # x_t, t, the label
+        num_axes = len(self.variances)  # at most as many as pixels
+        self.first = nn.Linear(num_axes + 1 + 11, width)  # x_t, t, the label
         self.blocks = nn.ModuleList()
         for _ in range(num_blocks):
             hidden = [nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()]
             self.blocks.append(nn.Sequential(*hidden, nn.Linear(width, width)))
-        self.last = nn.Linear(width, NUM_AXES)
+        self.last = nn.Linear(width, num_axes)
+
+    def c_out(self, t):
+        """The error of the best linear guess, were pixels independent, with one variance."""
+        return (1 / self.sigma_data**2 + 1 / (self.sigma_q**2 * t)) ** -0.5
 
     def gaussian(self, x_t, t):
-        """E[x_0 | x_t] if the data were Gaussian: experiment 0 on each principal axis.  (n, 256)"""
+        """E[x_0 | x_t] if the data were Gaussian: experiment 0 on each principal axis.  (n, d)"""
         shrink = self.variances / (self.variances + self.sigma_q**2 * t)
         return shrink * (x_t @ self.axes) @ self.axes.T
 
     def forward(self, x_t, t, label):
-        """x_t: (n, 256);  t: a float or (n, 1);  label: (n,), of 0, ..., NO_LABEL.  (n, 256)"""
+        """x_t: (n, d);  t: a float or (n, 1);  label: (n,), of 0, ..., NO_LABEL.  (n, d)"""
         t = torch.as_tensor(t).expand(len(x_t), 1)
         z = x_t @ self.axes / (self.variances + self.sigma_q**2 * t).sqrt()
         h = self.first(torch.cat([z, t.log() / 4, nn.functional.one_hot(label, 11)], dim=1))
         for block in self.blocks:
             h = h + block(h)
-        return self.gaussian(x_t, t) + c_out(t, self.sigma_q) * self.last(h) @ self.axes.T
+        return self.gaussian(x_t, t) + self.c_out(t) * self.last(h) @ self.axes.T
 
 
 def train(images, labels, *, sigma_q, train_steps, rng, batch_size=256, learning_rate=0.004):
     """Pseudocode 6, with sigma_t uniform, the error in units of c_out, and one label in 5 hidden.
 
-    images: (N, 256);  labels: (N,).  Returns the trained Denoiser and the loss of each step.
+    images: (N, d);  labels: (N,).  Returns the trained Denoiser.
     """
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
     denoiser = Denoiser(images, sigma_q)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
-    losses = []
     for _ in tqdm(range(train_steps), "training", disable=None):
         batch = torch.randint(len(images), (batch_size,), generator=rng)
-        hidden = torch.rand(batch_size, generator=rng) < 0.2
-        label = labels[batch].masked_fill(hidden, NO_LABEL)
+        label = labels[batch].masked_fill(torch.rand(batch_size, generator=rng) < 0.2, NO_LABEL)
         x_0 = images[batch]
         t = (MIN_T**0.5 + (1 - MIN_T**0.5) * torch.rand(batch_size, 1, generator=rng)) ** 2
         x_t = add_noise(x_0, t, sigma_q, rng)
-        loss = ((denoiser(x_t, t, label) - x_0) / c_out(t, sigma_q)).square().mean()
+        loss = ((denoiser(x_t, t, label) - x_0) / denoiser.c_out(t)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-    return denoiser.requires_grad_(False), losses
+    return denoiser.requires_grad_(False)
 
 
 # ------------------------------------------ The truth -------------------------------------------
@@ -232,9 +203,10 @@ def train(images, labels, *, sigma_q, train_steps, rng, batch_size=256, learning
 def exact_denoiser(x_t, t, *, images, sigma_q):
     """E[x_0 | x_t]: the mean of the images, weighted by p(image | x_t), Bayes' rule (experiment 2).
 
-    x_t: (n, 256);  t: a float;  images: (N, 256), all as likely.  Returns (n, 256).
+    x_t: (n, d);  t: a float;  images: (N, d), all as likely.  Returns (n, d).
     """
-    posterior = (-((torch.cdist(x_t, images) / (sigma_q * t**0.5)) ** 2) / 2).softmax(dim=1)
+    sigma_t = sigma_q * t**0.5
+    posterior = (-((torch.cdist(x_t, images) / sigma_t) ** 2) / 2).softmax(dim=1)
     return posterior @ images
 
 
@@ -249,37 +221,37 @@ def exact_with_label(x_t, t, label, *, images, labels, sigma_q):
 
 
 # ------------------------------------------ Measuring -------------------------------------------
-TIMES = [0.004, 0.01, 0.03, 0.1, 0.3, 1.0]
-
-
-def measure(denoiser, exact, images, new, sigma_q, rng):
+def measure(denoiser, exact, images, new, rng):
     """Errors without label at each of TIMES, per pixel, in units of c_out^2: {name: a list}.
 
-    As in experiment 3, the Bayes error is E|x_0 - E[x_0|x_t]|^2, and the excess of a denoiser f is
-    E|f - E[x_0|x_t]|^2. On new images, drawn as the first were, the error is E|f - x_0|^2.
-    denoiser, exact: of (x_t, t, label);  images, new: (N, 256).
+    Bayes error and excess as in experiment 3; on new images, drawn as the first were, their sum
+    E|f - x_0|^2 for f of (x_t, t, label), denoiser or exact.  images, new: (n, d).
     """
     none = torch.full((len(images),), NO_LABEL)
     errors = {}
     for t in TIMES:
-        x_t, new_t = add_noise(images, t, sigma_q, rng), add_noise(new, t, sigma_q, rng)
+        x_t, new_t = (add_noise(x_0, t, denoiser.sigma_q, rng) for x_0 in (images, new))
         best = exact(x_t, t, none)
         for name, difference in {
             "Bayes error": images - best,
-            "excess, Gaussian denoiser": denoiser.gaussian(x_t, t) - best,
+            "excess, Gaussian": denoiser.gaussian(x_t, t) - best,
             "excess, network": denoiser(x_t, t, none) - best,
             "new images, exact": exact(new_t, t, none) - new,
             "new images, network": denoiser(new_t, t, none) - new,
         }.items():
-            error = difference.square().mean() / c_out(t, sigma_q) ** 2
+            error = difference.square().mean() / denoiser.c_out(t) ** 2
             errors.setdefault(name, []).append(error.item())
     return errors
 
 
-def sample(denoiser, x_1, label, w, num_steps):
-    """Runs DDIM from x_1, (n, 256).  Returns the list of all x_t, from x_1 to x_0."""
-    steps = ddim(guided(denoiser, label, w), x_1, num_steps)
-    return [x_1, *tqdm(steps, f"DDIM, w = {w:g}", num_steps, disable=None)]
+def sample(denoiser, x_1, label, guidance, num_steps):
+    """DDIM from x_1, (n, d), in three ways.  Returns {which: [x_1, ..., x_0]}."""
+    paths, weights = {}, {"without label": 0, "with label": 1}
+    for name, w in {**weights, f"guided, w = {guidance:g}": guidance}.items():
+        mixed = partial(guided, denoiser=denoiser, label=label, w=w)
+        steps = ddim(partial(reverse_mean, denoiser=mixed), x_1, num_steps)
+        paths[name] = [x_1, *tqdm(steps, name, num_steps, disable=None)]
+    return paths
 
 
 def read(x_0, images, labels):
@@ -289,82 +261,87 @@ def read(x_0, images, labels):
     """
     distances = torch.cdist(x_0, images)
     nearest = torch.stack([distances[:, labels == k].amin(dim=1) for k in range(10)], dim=1)
-    first, second = nearest.sort(dim=1).values[:, :2].T
-    return nearest.argmin(dim=1), first < second / 2
+    two = nearest.topk(2, largest=False)  # the nearer one first
+    return two.indices[:, 0], two.values[:, 0] < two.values[:, 1] / 2
 
 
-def summary(x_0, twins, label, images, labels):
-    """Shares of the samples, (n, 256), and the legible share of their twins: {what: share}."""
-    digit, legible = read(x_0, images, labels)
-    twin, twin_legible = read(twins, images, labels)
-    shares = {
-        "legible": legible,
-        "as asked": digit == label,
-        "as its twin": digit == twin,
-        "twin legible": twin_legible,
-    }
-    return {what: which.double().mean().item() for what, which in shares.items()}
+def summary(paths, twins, label, new, images, labels):
+    """Rows for table: the legible share, its standard error, and which digits they are.
+
+    paths, twins: of sample;  label: (n,), the digits asked for;  new: (m, d), real images.
+    """
+    rows = [["DDIM", "legible", "+-", "twin legible", "as its twin", "as asked"]]
+    for name in ["new images", *paths]:
+        x_0 = paths[name][-1] if name in paths else new
+        digit, legible = read(x_0, images, labels)
+        share = legible.double().mean().item()
+        rows.append([name, f"{share:.1%}", f"{(share * (1 - share) / len(x_0)) ** 0.5:.1%}"])
+        if name in twins:
+            twin, twin_legible = read(twins[name][-1], images, labels)
+            more = (twin_legible, digit == twin, digit == label)
+            rows[-1] += [f"{which.double().mean():.1%}" for which in more]
+    rows[1] += ["", "", ""]  # real images have no twin,
+    rows[2][-1] = ""  # and without label none was asked for
+    return rows
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
+BLUE, PINK = "#0072B2", "#CC79A7"
 
 
-def show_digits(ax, rows):
-    """The first ten images of each row, white at -1, ink at 1.  rows: {name: (n, 256)}."""
+def show_digits(ax, title, rows):
+    """The first ten images of each row, white at -1, ink at 1.  rows: {name: (n, d)}."""
+    ax.clear()
     for k, (name, images) in enumerate(rows.items()):
-        squares = images[:10].reshape(10, SIDE, SIDE)
-        squares = nn.functional.pad(squares, (1, 1, 1, 1), value=-1)  # a margin
-        strip = squares.transpose(0, 1).flatten(1).numpy()
-        ink = "#0050a0" if name == "exact" else "black"
-        cmap = LinearSegmentedColormap.from_list("ink", ["white", ink])
-        place = (0, 10, k + 1, k)
-        ax.imshow(strip, cmap, vmin=-1, vmax=1, extent=place, interpolation="nearest")
-    ax.set(xticks=[], ylim=(len(rows), 0))
+        side = round(images.shape[1] ** 0.5)
+        squares = nn.functional.pad(images[:10].reshape(10, side, side), (1, 1, 1, 1), value=-1)
+        strip = squares.transpose(0, 1).flatten(1).numpy()  # side by side, with a margin
+        ink = LinearSegmentedColormap.from_list("", ["w", BLUE if name == "its twin" else "k"])
+        ax.imshow(strip, ink, vmin=-1, vmax=1, extent=(0, 10, k + 1, k), interpolation="nearest")
+    ax.set(xticks=[], ylim=(len(rows), 0), title=title)
     ax.set_yticks([k + 0.5 for k in range(len(rows))], [*rows], fontsize=14)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
-def draw_digits(samples, twins, mean_image):
-    """The first ten samples of each kind above their twins.  samples, twins: {name: (n, 256)}."""
+def draw_digits(paths, twins, mean_image):
+    """The first ten samples of each kind above their twins.  paths, twins: of sample."""
     fig, axes = plt.subplots(3, 1, figsize=(7, 5), layout="constrained")
-    for ax, name in zip(axes, samples):
-        show_digits(ax, {"network": samples[name] + mean_image, "exact": twins[name] + mean_image})
-        ax.set_title(name, fontsize=14)
+    for ax, name in zip(axes, paths):
+        x_0, twin = paths[name][-1], twins[name][-1]
+        show_digits(ax, name, {"network": x_0 + mean_image, "its twin": twin + mean_image})
     return fig
 
 
 def draw_errors(errors):
     """errors: of measure."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
-    for (name, row), color in zip(errors.items(), ["#0050a0", "C1", "k", "#0050a0", "k"]):
-        axes[int("new" in name)].plot(TIMES, row, "o-", color=color, label=name)
-    for ax, title in zip(axes, ("Images that were learned", "New images")):
-        ax.set(xscale="log", xlabel="$t$", ylim=(0, None), title=title)
+    fig, (old, new) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", sharey=True)
+    old.plot(TIMES, errors["Bayes error"], "ko-", label="Bayes error")
+    old.plot(TIMES, errors["excess, Gaussian"], "o-", color=PINK, label="excess, Gaussian denoiser")
+    old.plot(TIMES, errors["excess, network"], "o-", color=BLUE, label="excess, network")
+    old.set(title="Images learned: Bayes error, excess", ylabel=r"error / $c_\mathrm{out}^2$")
+    new.plot(TIMES, errors["new images, exact"], "ko-", label="exact denoiser")
+    new.plot(TIMES, errors["new images, network"], "o-", color=BLUE, label="network")
+    new.set(title="New images: total error")
+    for ax in (old, new):
+        ax.set(xscale="log", xlabel="$t$", xlim=(1.2, MIN_T / 1.2), ylim=(0, None))
         ax.legend(loc="upper center")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel(r"error per pixel, in units of $c_\mathrm{out}^2$")
     return fig
 
 
-def animate(paths, mean_image, sigma_q, num_frames=30):
-    """Noise becomes digits, in frames about even in sigma_t; then as many of rest.
-
-    paths: {name: [x_1, ..., x_0]}, each (n, 256).  Returns the animation.
-    """
-    fig, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
-    num_steps = len(paths["DDIM"]) - 1
-
-    def show(k):  # t = k dt
+def animate(paths, twins, mean_image, sigma_q, num_frames=30):
+    """Noise becomes digits, guided, in frames about even in sigma_t; then as many of rest."""
+    fig, ax = plt.subplots(figsize=(7, 1.9), layout="constrained")
+    (*_, path), (*_, twin) = paths.values(), twins.values()
+    num_steps, frames = len(path) - 1, []
+    for share in torch.linspace(1, 0, num_frames).tolist():
+        k = round(share**2 * num_steps)  # t = k dt
         sigma_t = sigma_q * (k / num_steps) ** 0.5
-        ax.clear()
-        even = 1 + sigma_t  # the same contrast in every frame
-        show_digits(ax, {name: (x[-1 - k] + mean_image) / even for name, x in paths.items()})
-        ax.set_title(rf"$\sigma_t$ = {sigma_t:.2f}", fontsize=14)
-
-    frames = [round(share**2 * num_steps) for share in torch.linspace(1, 0, num_frames).tolist()]
-    return FuncAnimation(fig, show, frames + [0] * num_frames)
+        pair = (torch.stack([path[-1 - k], twin[-1 - k]]) + mean_image) / (1 + sigma_t)  # contrast
+        frames.append((rf"$\sigma_t$ = {sigma_t:.2f}", {"network": pair[0], "its twin": pair[1]}))
+    frames += frames[-1:] * num_frames
+    return FuncAnimation(fig, lambda frame: show_digits(ax, *frame), frames)
 
 
 # ------------------------------------------ Running it ------------------------------------------
@@ -394,55 +371,47 @@ def options(argv, **knobs):
     return args
 
 
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
 def main(argv=None):
     args = options(
         argv,
         num_steps=(100, 1, 250, "steps of a sampler, 1 / dt"),
         num_samples=(400, 10, 1000, "samples of each kind"),
-        num_images=(3000, 60, 5000, "images to learn from"),
+        num_images=(3000, 60, 60_000, "images to learn from"),
         sigma_q=(2.0, 0.5, 10.0, "std of the noise at t = 1, and of the base"),
         guidance=(2.0, 0.0, 10.0, "the weight w of the label when guided"),
-        train_steps=(2200, 1, 10**6, "steps of the optimizer"),
+        train_steps=(2000, 1, 10**6, "steps of the optimizer"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     torch.set_num_threads(1)  # the same bytes on any number of cores, and hardly slower
     rng = torch.Generator().manual_seed(args.seed)
-    sigma_q = args.sigma_q
 
-    images, labels = digits(args.num_images, rng)
+    images, labels = digits(2 * args.num_images, rng)  # one half to learn, the other is new
+    (images, new), (labels, _) = images.chunk(2), labels.chunk(2)
     mean_image = images.mean(dim=0)
-    images = images - mean_image
-    new = digits(args.num_images, rng)[0] - mean_image
-    denoiser, _ = train(images, labels, sigma_q=sigma_q, train_steps=args.train_steps, rng=rng)
+    images, new = images - mean_image, new[:2000] - mean_image
+    denoiser = train(images, labels, sigma_q=args.sigma_q, train_steps=args.train_steps, rng=rng)
+    exact = partial(exact_with_label, images=images, labels=labels, sigma_q=args.sigma_q)
 
-    exact = partial(exact_with_label, images=images, labels=labels, sigma_q=sigma_q)
-    errors = measure(denoiser, exact, images, new, sigma_q, rng)
-
-    x_1 = sigma_q * torch.randn(args.num_samples, SIDE**2, generator=rng)
+    errors = measure(denoiser, exact, images[: len(new)], new, rng)
+    x_1 = args.sigma_q * torch.randn(args.num_samples, len(mean_image), generator=rng)
     label = torch.arange(args.num_samples) % 10
-    weights = {"without label": 0, "with label": 1, f"guided, w = {args.guidance:g}": args.guidance}
-    samples, twins, table = {}, {}, {}
-    for name, w in weights.items():
-        path = sample(denoiser, x_1, label, w, args.num_steps)
-        twin = sample(exact, x_1, label, w, args.num_steps)
-        samples[name], twins[name] = path[-1], twin[-1]
-        table[name] = summary(path[-1], twin[-1], label, images, labels)
-    mean = guided(denoiser, label, args.guidance)  # as the last path
-    noisy = [x_1, *ddpm(mean, x_1, args.num_steps, sigma_q, rng)]
+    paths = sample(denoiser, x_1, label, args.guidance, args.num_steps)
+    twins = sample(exact, x_1, label, args.guidance, args.num_steps)
 
-    print(f"{'t':26}" + "".join(f"{t:8g}" for t in TIMES))
-    for name, row in errors.items():
-        print(f"{name:26}" + "".join(f"{error:8.3f}" for error in row))
-    print(f"{'DDIM':26}" + "".join(f"{column:>15}" for column in table["with label"]))
-    for name, row in table.items():
-        print(f"{name:26}" + "".join(f"{share:15.1%}" for share in row.values()))
-
-    for name, figure in {
-        "digits": draw_digits(samples, twins, mean_image),
-        "excess-vs-t": draw_errors(errors),
-    }.items():
-        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
-    movie = animate({"DDIM": path, "exact": twin, "DDPM": noisy}, mean_image, sigma_q)
+    rows = [[name, *(f"{error:.3f}" for error in row)] for name, row in errors.items()]
+    table([["t", *map(str, TIMES)], *rows])
+    table(summary(paths, twins, label, new, images, labels))
+    draw_digits(paths, twins, mean_image).savefig(args.figures_dir / "digits.jpg", dpi=120)
+    draw_errors(errors).savefig(args.figures_dir / "excess-vs-t.jpg", dpi=120)
+    movie = animate(paths, twins, mean_image, args.sigma_q)
     movie.save(args.figures_dir / "digits.gif", writer=PillowWriter(fps=12), dpi=80)
     print(f"figures: {args.figures_dir}")
 

@@ -158,7 +158,7 @@ def test_draw_lines():
     }
     figure = s.draw_lines(x_1, x_0, 2)
     axes = np.reshape(figure.axes, (3, 4))
-    assert figure.get_suptitle().startswith("Blue from above 0, pink from below")
+    assert figure.get_suptitle().startswith("Blue: starts above 0; pink: below 0")
     words = [ax.get_ylabel().split("\n")[0] for ax in axes[:, 0]]
     assert words == ["lines", "trajectories", "Euler, steps: 2"]
     assert [ax.get_title() for ax in axes[0]] == [*couplings]

@@ -230,7 +230,7 @@ def test_main(tmp_path, capsys, monkeypatch):
         assert n == 3 or np.array_equal(curves[n], logs)
 
     heading, *rows = tables[1]
-    assert heading == ["20 steps", "gap", "steps", "learning", "base", "KL(p_0 || q_0)"]
+    assert heading == ["denoiser (20 steps)", "gap", "steps", "learning", "base", "KL(p_0 || q_0)"]
     drawn, gaps, num_steps = saved["three-parts.jpg"]
     assert (drawn, num_steps) == ("draw_parts", 20)
     assert [*gaps] == ["exact", "x_0", "x_0, ELBO's weight", "noise"]

@@ -5,8 +5,8 @@ The claim
     of squared errors (section 5 of the tutorial, likelihood interpretations):
         ELBO(x_0) = log N(x_0; 0, sigma_q^2) - 1/2
                     + sum over steps k, t = k dt, of (1 - E|x_0 - D(x_t, t)|^2 / sigma_t^2) / (2k)
-    So minus the loss is, up to constants, the ELBO for one weight of t: 1 / t^2 on |x_0 - D|^2.
-    What the bound misses is
+    So minus the loss is, up to constants, the ELBO for one weight in t: 1 / t^2 on |x_0 - D|^2.
+    Averaged over the data, it is below log p_0, the data's own, by three parts:
         E log p_0 - E ELBO = steps + learning + base.
 
 The truth beside it
@@ -19,11 +19,11 @@ The truth beside it
 What to look for in figures/
     bound.jpg         the ELBO lies below log q_0; more steps bring log q_0 near log p_0
     three-parts.jpg   the gap of the exact denoiser and of three networks, part by part: they differ
-                      in learning alone, and their outputs are in the same order
+                      in learning alone; the KL of their outputs is in the same order
 
 Try this
     python likelihood.py --num-steps 1000    the steps' part falls; does learning's?
-    python likelihood.py --sigma-q 1         a base farther from p_1: does DDPM forget it?
+    python likelihood.py --sigma-q 1         a base farther from p_1: does DDPM forget the start?
 """
 
 import copy
@@ -147,7 +147,8 @@ class Network(nn.Module):
 
     def forward(self, x_t, t):
         """D(x_t, t).  x_t: (n,);  t: a float or (n,).  Returns (n,)."""
-        sigma_t = self.sigma_q * torch.as_tensor(t, dtype=x_t.dtype).expand_as(x_t) ** 0.5
+        t = torch.as_tensor(t, dtype=x_t.dtype).expand_as(x_t)
+        sigma_t = self.sigma_q * t**0.5
         std_t = (1 + sigma_t**2) ** 0.5  # of x_t, nearly
         output = self.layers(torch.stack([x_t / std_t, sigma_t.log()], dim=1)).squeeze(1)
         return x_t - sigma_t * output if self.predicts == "noise" else output
@@ -191,7 +192,7 @@ def log_gaussian(x, mean, sigma):
 
 
 def parts(denoiser, num_steps, mixture):
-    """steps, learning, base, in closed form: the gap E log p_0 - E ELBO is their sum.  (3,)"""
+    """steps, learning, base, by their formulas: the gap E log p_0 - E ELBO is their sum.  (3,)"""
     x, sigma_q, dt = mixture.grid(), mixture.sigma_q, 1 / num_steps
     steps, learning = mixture.entropy(1) - mixture.entropy(0), 0
     for t in np.arange(1, num_steps + 1) / num_steps:
@@ -235,9 +236,9 @@ def elbo(denoiser, x, num_steps, sigma_q):
     bound = log_gaussian(x, 0, sigma_q) - 1 / 2
     for k in range(1, num_steps + 1):  # t = k dt
         sigma_t = sigma_q * (k / num_steps) ** 0.5
-        noise = (x[1] - x[0]) * np.exp(log_gaussian(x, 0, sigma_t))
+        kernel = (x[1] - x[0]) * np.exp(log_gaussian(x, 0, sigma_t))
         output = denoiser(x, k / num_steps)
-        mean, square = (np.convolve(values, noise, "same") for values in (output, output**2))
+        mean, square = (np.convolve(values, kernel, "same") for values in (output, output**2))
         bound += (1 - (x**2 - 2 * x * mean + square) / sigma_t**2) / (2 * k)
     return bound
 
@@ -351,7 +352,8 @@ def main(argv=None):
     for n, logs in curves.items():
         rows.append([f"{n}", *(f"{mixture.average(log, 0):.4f}" for log in logs)])
     table(rows)
-    rows = [[f"{args.num_steps} steps", "gap", "steps", "learning", "base", "KL(p_0 || q_0)"]]
+    rows = [[f"denoiser ({args.num_steps} steps)", "gap", "steps", "learning", "base"]]
+    rows[0].append("KL(p_0 || q_0)")
     rows += [[name, *(f"{value:.4f}" for value in gap)] for name, gap in gaps.items()]
     table(rows)
     off = max(abs(gap - sum(three)) for gap, *three, _ in gaps.values())

@@ -259,7 +259,8 @@ def draw_lines(x_1, x_0, num_steps):
         trajectories = np.array([x_1, *flow(velocity, x_1, FINE)])
         steps = np.array([x_1, *flow(velocity, x_1, num_steps)])
         for ax, paths in zip(column, (lines, trajectories, steps)):
-            above, t = paths[0] > 0, np.linspace(1, 0, len(paths))
+            above = paths[0] > 0
+            t = np.linspace(1, 0, len(paths))
             draw_paths(ax, t, paths[:, above], BLUE)
             draw_paths(ax, t, paths[:, ~above], PINK)
         draw_paths(ax, [0, -0.12], np.array([steps[-1], twins]), "0.6")
@@ -269,7 +270,7 @@ def draw_lines(x_1, x_0, num_steps):
     for ax, word in zip(axes[:, 0], ("lines", "trajectories", f"Euler, steps: {num_steps}")):
         ax.set_ylabel(f"{word}\n$x_t$")
     axes[0, 0].set(xlim=(1.02, -0.15), xticks=[1, 0.5, 0])
-    fig.suptitle("Blue from above 0, pink from below; black dots: the twins")
+    fig.suptitle("Blue: starts above 0; pink: below 0; black dots: the twins")
     return fig
 
 
@@ -340,12 +341,12 @@ def main(argv=None):
     rng = np.random.default_rng(args.seed)
 
     rows, optimal = measure(args.reflows)
-    gap = max(abs(row[0] - row[1] - row[2] - optimal) for row in list(rows.values())[:-1])
+    off = max(abs(row[0] - row[1] - row[2] - optimal) for row in list(rows.values())[:-1])
 
     headings = ["coupling", "cost", "irreducible", "curvature"]
     headings += [f"error, {n} step" + "s" * (n > 1) for n in NUM_STEPS]
     table([headings, *([name, *(f"{x:.4f}" for x in row)] for name, row in rows.items())])
-    print(f"W_2^2 = {optimal:.4f}; irreducible + curvature + W_2^2 is the cost, within {gap:.0e}")
+    print(f"W_2^2 = {optimal:.4f}; irreducible + curvature + W_2^2 is the cost, within {off:.0e}")
 
     for name, figure in {
         "lines": draw_lines(*draw(args.num_samples, rng), args.num_steps),

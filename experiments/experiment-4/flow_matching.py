@@ -98,7 +98,7 @@ class Velocity(nn.Module):
     c_skip x_t is the best guess of x_0 - x_1 that is a multiple of x_t, c_out its error (RMS, per
     coordinate); the layers learn what it misses, in units of c_out. They see x_t, t, and how far
     |x_t| is from the edges of t x_1: near t = 1, v_t bends there, on the scale 1 - t (1.1 - t is
-    never 0). Waves in x_t and t let them bend sharply (Tancik et al., 2020, arXiv 2006.10739).
+    never 0). Waves in x_t and t help to bend sharply (Tancik et al., 2020, arXiv 2006.10739).
     """
 
     def __init__(self, num_waves=32, num_harmonics=10, width=96):
@@ -302,7 +302,7 @@ def draw_trajectories(paths, twins, velocity, rng):
     axes[1].set_title("Trajectories")
     axes[2].set(xlabel="$t$", ylabel="$|x_t|$", xlim=(1, 0), title="Distance from the center")
 
-    for ax, (x_1, x_0) in zip(axes, (ends, x_t[[0, -1]])):
+    for ax, (x_1, x_0) in zip(axes, (ends, paths[[0, -1], :20])):
         ax.plot(*x_1.T, ".", color=PINK, label="$x_1$")
         ax.plot(*x_0.T, ".", color=GREEN, label="$x_0$")
         ax.plot(*curve(torch.linspace(0, END, 300)).T, color=GREEN, lw=1, zorder=0, label="spiral")

@@ -87,7 +87,7 @@ def test_which_variance_has_a_reverse_step(capsys):
     page = (Path(s.__file__).parent / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     exec(lines, {})
-    wide, exact, narrow = (float(word) for word in capsys.readouterr().out.split())
+    wide, narrow, exact = (float(word) for word in capsys.readouterr().out.split())
     assert wide == pytest.approx(s.law("DDPM", 1000, 0, 7.0, mu_0=0, sigma_0=0.7, sigma_q=7)[1])
     assert exact == pytest.approx(0.7 * (1 - (0.49 / 49.49) ** 2) ** 0.5, rel=1e-4)
     normals = rng().standard_normal((1001, 20_000))

@@ -189,7 +189,7 @@ def test_main(tmp_path, monkeypatch):
     assert ratio == ["KL / limit", *(f"{x:.4f}" for x in divergences[0] / limits[0])]
     errors = [f"{abs(divergences[:, k] - exact[:, k]).max():.0e}" for k in (0, 1)]
     assert off == ["off its identity, any sigma", *errors, "-"]
-    heading = ["steps", "sum, mean x_t", "limit, right mean", "right mean", "+ KL(p_1 || base)"]
+    heading = ["steps", "sum, mean x_t", "limit", "sum, right mean", "+ KL(p_1 || base)"]
     assert tables[1] == [
         [*heading, "KL(p_0 || q_0)", "std of q_0"],
         ["1", *(f"{x:.4f}" for x in runs[:, 0])],

@@ -52,9 +52,9 @@ def test_ddpm_at_every_step():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 30])
-def test_ddpm_law(num_steps):
+def test_ddpm_rms(num_steps):
     """The start is N(0, 4 I): |a|^2 + 8 shrinks by t^2, and the steps' noise comes to it."""
-    law = s.ddpm_law(num_steps, 2.0, a=A)
+    law = s.ddpm_rms(num_steps, 2.0, a=A)
     assert len(law) == num_steps + 1
     assert law[0] == pytest.approx((A @ A + 8) ** 0.5)
     for k in range(num_steps):
@@ -101,7 +101,7 @@ def test_figures():
     rms = np.hypot(*(paths["DDPM"] - A).T).T
     for line, label, values in [
         (graphs[0].lines[12], "root mean square of all", (rms**2).mean(axis=1) ** 0.5),
-        (graphs[0].lines[13], "its law", law),
+        (graphs[0].lines[13], "exact root mean square", law),
     ]:
         assert line.get_label() == label
         np.testing.assert_allclose(line.get_xydata().T, [t, values])
@@ -131,7 +131,7 @@ def test_main(tmp_path, capsys, monkeypatch):
     assert abs(x_1.mean()) < 5 * 2 / 20_000**0.5
     assert all(np.array_equal(x_t[0], x_1) for x_t in paths.values())
     assert drawn[0] is paths
-    np.testing.assert_array_equal(drawn[1], s.ddpm_law(4, 2, a=A))
+    np.testing.assert_array_equal(drawn[1], s.ddpm_rms(4, 2, a=A))
     names = {"sample-trajectories-ddim", "distance-vs-time"}
     assert {path.stem for path in tmp_path.iterdir()} == {f"experiment-1-{name}" for name in names}
 

@@ -20,7 +20,7 @@ What to look for in figures/
 
 Try this
     python gaussian.py --num-steps 1    DDPM is far too wide, DDIM far too narrow
-    python gaussian.py --sigma-q 1      the base is unlike p_1, and DDIM forgets less of it
+    python gaussian.py --sigma-q 1      the base is unlike p_1; DDIM keeps more of that than DDPM
     python gaussian.py --sigma-0 0.1    narrow data: DDPM's last noise is wider than the data
     python gaussian.py --mu-0 0         the base has the right mean: only the std is wrong
 """
@@ -150,7 +150,7 @@ def standard_errors(std, n):
 
 
 def error(sampler, num_steps, start, **data):
-    """W_2 of the sampler's law and p_0.  start: the distribution of x_1."""
+    """W_2 of the sampler's law and p_0.  start: (mean, std) of x_1."""
     return wasserstein(law(sampler, num_steps, *start, **data), p_t(0, **data))
 
 

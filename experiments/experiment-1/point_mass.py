@@ -10,7 +10,7 @@ The claim
 
 The truth beside it
     Each DDIM sample has its exact trajectory, and the error is the largest distance of any sample,
-    at any step, from it. DDPM's root mean square distance to a obeys a recursion, `ddpm_law`.
+    at any step, from it. DDPM's root mean square distance to a obeys a recursion, `ddpm_rms`.
 
 Why it matters
     A data set is a mixture of points: its reverse mean is the average of theirs, with weights that
@@ -19,8 +19,8 @@ Why it matters
 What to look for in figures/
     experiment-1-sample-trajectories-ddim.jpg   DDIM: straight into a; DDPM, from the same
                                                 starts: wandering, and at last around a
-    experiment-1-distance-vs-time.jpg           each DDIM mark on its curve sqrt(t) |x_1 - a|; DDPM
-                                                on its law, which does not end at 0
+    experiment-1-distance-vs-time.jpg           each DDIM mark on its curve sqrt(t) |x_1 - a|; DDPM,
+                                                root mean square, does not end at 0
 
 Try this
     python point_mass.py --num-steps 1          one step: DDIM is exact already
@@ -99,7 +99,7 @@ def ddim_trajectory(x_1, t, *, a):
     return a + np.sqrt(t)[:, None, None] * (x_1 - a)
 
 
-def ddpm_law(num_steps, sigma_q, *, a):
+def ddpm_rms(num_steps, sigma_q, *, a):
     """Exact root mean square of |x_t - a| at `times`, when x_1 ~ N(0, sigma_q^2 I), the base.
 
     A step multiplies x_t - a by (t - dt) / t and adds N(0, sigma_q^2 dt I). The last multiplies by
@@ -173,17 +173,17 @@ def draw_paths(paths, a):
     return fig
 
 
-def draw_distances(paths, law, a):
-    """|x_t - a| against t, a panel for each sampler.  paths: of sample;  law: of ddpm_law."""
+def draw_distances(paths, rms, a):
+    """|x_t - a| against t, a panel for each sampler.  paths: of sample;  rms: of ddpm_rms."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
-    num_steps = len(law) - 1
+    num_steps = len(rms) - 1
     t, fine = times(num_steps), np.linspace(1, 0, 200)
     dots = {"ls": "", **marks(num_steps)}
 
     r_t = distance(paths["DDPM"], a)
     axes[0].plot(t, r_t[:, :NUM_DRAWN], color="0.8", lw=0.7)[0].set_label("samples")
     axes[0].plot(t, root_mean_square(r_t), color=BLUE, **dots, label="root mean square of all")
-    axes[0].plot(t, law, "k", lw=0.8, label="its law")
+    axes[0].plot(t, rms, "k", lw=0.8, label="exact root mean square")
 
     x_t = paths["DDIM"][:, :NUM_DRAWN]
     exact = distance(ddim_trajectory(x_t[0], fine, a=a), a)
@@ -248,23 +248,23 @@ def main(argv=None):
 
     x_1 = args.sigma_q * rng.standard_normal((args.num_samples, 2))
     paths = sample(x_1, args.num_steps, args.sigma_q, rng, a=a)
-    law = ddpm_law(args.num_steps, args.sigma_q, a=a)
+    exact = ddpm_rms(args.num_steps, args.sigma_q, a=a)
     error = distance(paths["DDIM"], ddim_trajectory(x_1, times(args.num_steps), a=a)).max()
     rms = root_mean_square(distance(paths["DDPM"][-1], a))
-    rms_se = law[-1] / (2 * args.num_samples**0.5)  # |x_0 - a|^2 is exponential: std = mean
+    rms_se = exact[-1] / (2 * args.num_samples**0.5)  # |x_0 - a|^2 is exponential: std = mean
 
     print(f"data a = ({args.a_x:g}, {args.a_y:g}), base N(0, {args.sigma_q:g}^2 I),", end=" ")
     print(f"samples of each sampler: {args.num_samples}, steps: {args.num_steps}")
     rows = [
         ["", "measured", "s.e.", "exact"],
-        ["DDPM: |x_0 - a|, root mean square", f"{rms:.4f}", f"{rms_se:.4f}", f"{law[-1]:.4f}"],
+        ["DDPM: |x_0 - a|, root mean square", f"{rms:.4f}", f"{rms_se:.4f}", f"{exact[-1]:.4f}"],
         ["DDIM: |x_t - a - sqrt(t) (x_1 - a)|, largest", f"{error:.2g}", "", "0"],
     ]
     table(rows)
 
     for name, figure in {
         "sample-trajectories-ddim": draw_paths(paths, a),
-        "distance-vs-time": draw_distances(paths, law, a),
+        "distance-vs-time": draw_distances(paths, exact, a),
     }.items():
         figure.savefig(args.figures_dir / f"experiment-1-{name}.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")

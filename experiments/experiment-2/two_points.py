@@ -8,10 +8,11 @@ The claim
 
 The truth beside it
     With small steps DDIM follows an ordinary differential equation (ODE) that carries p_1 to p_0.
-    In it the coordinate along the line through the two points depends on nothing else, and on a
-    line trajectories cannot cross. So a border parts the starts: the share w_1 of p_1 on one side
-    goes to a_1, the rest to a_2. The base N(0, sigma_q^2 I) is not p_1, and the border cuts it into
-    other shares, also known. A sample's twin is the point that the ODE takes its start to.
+    In it the coordinate along the line through the two points moves at a speed that depends on
+    itself and t alone, and on a line trajectories cannot cross. So a border parts the starts: the
+    share w_1 of p_1 on one side goes to a_1, the rest to a_2. The base N(0, sigma_q^2 I) is not
+    p_1, and the border cuts it into other shares, also known. A sample's twin is the point that
+    the ODE takes its start to.
 
 What to look for in figures/
     experiment-2-sample-trajectories-ddim.jpg   the border at t = 1 parts the starts; averaged

@@ -207,15 +207,16 @@ def measure_steps(sigmas, mixture):
 
 
 def measure_runs(mixture):
-    """At each of STEP_COUNTS, over a run, six numbers.  Returns (6, n).
+    """Six numbers for a run of each of STEP_COUNTS.  Returns (6, n).
 
-    The sum of the first of `identities`; that of the second for many steps; for this many; that +
-    KL(p_1 || base), which bounds the next; KL(p_0 || q_0), q_0 the density of what DDPM returns;
-    the standard deviation of q_0.
+    The sum of its steps' `identities` with mean x_t; with the right mean, the limit for many steps
+    and the sum itself; the sum + KL(p_1 || base), a bound on the next; KL(p_0 || q_0), where q_0 is
+    the density of what DDPM returns; the std of q_0.
     """
     x, sigma_q, rows = mixture.grid(), mixture.sigma_q, []
     rise = mixture.entropy(1) - mixture.entropy(0)  # every entropy between comes with + and -
-    # The sum of the second: the integral of J, less dt times the sum of J at the later ends.
+    # H rises at the rate sigma_q^2 J / 2. So `right` is that integral, less its Riemann sum at the
+    # later ends: about dt / 2 times the fall of sigma_q^2 J / 2.
     rate = sigma_q**2 / 4 * (mixture.fisher(0) - mixture.fisher(1))
     base = mixture.average(mixture.log_density(x, 1) - log_gaussian(x, 0, sigma_q), 1)
     for n in STEP_COUNTS:
@@ -339,7 +340,7 @@ def main(argv=None):
     rows.append(["KL / limit", *(f"{ratio:.4f}" for ratio in divergences[0] / limits[0])])
     rows.append(["off its identity, any sigma", *(f"{error:.0e}" for error in off), "-"])
     table(rows)
-    rows = [["steps", "sum, mean x_t", "limit, right mean", "right mean", "+ KL(p_1 || base)"]]
+    rows = [["steps", "sum, mean x_t", "limit", "sum, right mean", "+ KL(p_1 || base)"]]
     rows[0] += ["KL(p_0 || q_0)", "std of q_0"]
     for n, numbers in zip(STEP_COUNTS, runs.T):
         rows.append([f"{n}", *(f"{number:.4f}" for number in numbers)])

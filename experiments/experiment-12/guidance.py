@@ -1,7 +1,7 @@
 """Experiment 12: guided samplers do not sample the tilted density.  Beyond the tutorial.
 
 The claim
-    To draw a class c more surely than the data has it, classifier-free guidance (Ho & Salimans
+    To draw a class c more clearly than the data shows it, classifier-free guidance (Ho & Salimans
     2022, arXiv 2207.12598) puts, in place of the denoiser D(x), into DDPM or DDIM
         D_w = D + w (D(.|c) - D),
     so w = 0 is all the data and w = 1 the class. (They write (1 + w) D(.|c) - w D: their w is ours
@@ -56,7 +56,7 @@ CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
 
 def class_posterior(x, variance):
     """p(class | x) when x is one of CENTERS plus N(0, variance I).  x: (n, 2).  Returns (n, 3)."""
-    logits = CENTERS @ x.T / variance  # what |x - center|^2 has more is the same for all three
+    logits = CENTERS @ x.T / variance  # |x|^2 and |center|^2 are the same for all three
     odds = np.exp(logits - logits.max(axis=0))
     return (odds / odds.sum(axis=0)).T
 
@@ -132,7 +132,7 @@ def ddpm(denoiser, x, sigmas, rng):
 def langevin(denoiser, x, sigma, step, rng):
     """One step of Langevin dynamics: x + step / 2 score + N(0, step I).
 
-    Small steps leave the density with that score as it is. By Tweedie it is (D - x) / sigma^2.
+    Small steps leave the density with that score as it is. The score is (D - x) / sigma^2.
     """
     score = (denoiser(x, sigma) - x) / sigma**2
     return x + step / 2 * score + step**0.5 * rng.standard_normal(x.shape)
@@ -147,8 +147,8 @@ def ddpm_langevin(denoiser, x, sigmas, rng, *, num_langevin, variance):
         yield x
 
 
-# Even steps of t would leap from sigma_q = 100 to the data's scale in the last few of them. And
-# sigma_q has to be large: the base is not p_1, and guided DDIM remembers where it starts.
+# The last of 1000 even steps of t would leap from sigma_q / 30 to 0. And sigma_q has to be large:
+# the base is not p_1, and guided DDIM remembers where it starts.
 
 
 def log_uniform(n, sigma_min, sigma_max):

@@ -7,8 +7,8 @@ The claim
     have the same noise, know the same E[x_0 | x_t], and move straight towards it.
     Other schedules, x_t = alpha x_0 + beta N(0, 1), are the same process in other units:
     x / alpha is x_0 plus noise of standard deviation sigma = beta / alpha, the noise level. So on
-    the same levels all have the same x / alpha. What a schedule decides is where even steps of
-    its time fall, and so how large their error is.
+    the same levels all have the same x / alpha. A schedule decides where even steps of its time
+    fall, and so how large their error is.
 
 The truth beside it
     On equal noise levels the samplers agree to rounding. In one dimension the trajectories of an
@@ -282,16 +282,16 @@ def draw_trajectories(paths, twins, sigma_q):
 
 def draw_schedules(found, num_steps):
     """Noise levels, and errors at them.  found: of on_even_steps."""
-    fig, (rows, errors) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    fig, (grids, errors) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for row, (name, (levels, rms)) in enumerate(found.items()):
-        rows.plot(levels, np.full(len(levels), -row), ls="", **STYLES[name])
+        grids.plot(levels, np.full(len(levels), -row), ls="", **STYLES[name])
         errors.plot(levels, rms, lw=1, label=name, **STYLES[name])
-    rows.set(yticks=range(0, -4, -1), yticklabels=found, ylim=(-3.6, 0.6))
-    rows.set_title(f"Even steps of each schedule's time: {num_steps}")
+    grids.set(yticks=range(0, -4, -1), yticklabels=found, ylim=(-3.6, 0.6))
+    grids.set_title(f"Even steps of each schedule's time: {num_steps}")
     errors.set(ylabel="RMS distance to the twins", title="The error along the way")
     errors.grid(alpha=0.3)
     errors.legend()
-    for ax in (rows, errors):
+    for ax in (grids, errors):
         ax.set_xlabel(r"noise level $\sigma$")
         ax.invert_xaxis()
     return fig

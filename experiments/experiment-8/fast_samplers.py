@@ -16,7 +16,7 @@ The claim
 
 The truth beside it
     The data is a mixture of eight Gaussians, its denoiser is Bayes' rule, and the ODE is solved to
-    nine digits by other means: `solution`. A sample's twin is here the ODE's solution from the same
+    nine digits by Runge-Kutta: `solution`. A sample's twin is here the ODE's solution from the same
     start, and the error is the root mean square distance of samples to their twins. Starts are
     drawn from the true p_1.
 
@@ -26,9 +26,9 @@ What to look for in figures/
     samples.jpg                lines join samples to their twins
 
 Try this
-    python fast_samplers.py --num-evaluations 8    Heun has four steps, and stops short
-    python fast_samplers.py --sigma-q 40           ten times the noise: the last two grids manage
-    python fast_samplers.py --sigma-0 0.02         finer detail: they manage that, too
+    python fast_samplers.py --num-evaluations 8    Heun, in four steps, stops short
+    python fast_samplers.py --sigma-q 40           ten times the noise: the first two grids fail
+    python fast_samplers.py --sigma-0 0.02         finer detail: the last two manage
     python fast_samplers.py --imbalance 8          unequal weights: some samples miss their Gaussian
 """
 
@@ -194,7 +194,7 @@ BUDGETS = [8, 15, 30, 60, 125, 250, 500, 1000]  # numbers of evaluations
 
 @cache
 def evaluations(solver, num_steps):
-    """How often a solver evaluates the denoiser in num_steps steps: counted, on one point."""
+    """How often a solver evaluates the denoiser in num_steps steps: counted on one point."""
     evaluated = []
 
     def counted(x, sigma):

@@ -10,9 +10,9 @@ The truth beside it
     The data lies on a curve, so E[x_0 | x_t] is an average along the curve: `exact_denoiser`. Its
     squared error at t is the least that any denoiser can have, the Bayes error; what a network has
     more is its excess. The training loss weighs the errors at all t: its least value is known too.
-    Each sample has a twin: the same start, the same noise, the exact denoiser. How far twins are
-    apart is what the network's error does to the samples; what twins get wrong together (too few
-    steps, a base that is not p_1) it does not show.
+    Each sample has a twin: the same start, the same noise, the exact denoiser. How far apart they
+    are is what the network's error does to samples; what both get wrong (too few steps, a base that
+    is not p_1) it does not show.
 
 What to look for in figures/
     data.jpg                the curve
@@ -248,8 +248,6 @@ def apart(x_0, twins):
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-
-
 BLUE, ORANGE = "#0072B2", "#E69F00"
 COLORS = {"DDPM": BLUE, "DDIM": ORANGE}
 

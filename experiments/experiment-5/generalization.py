@@ -3,15 +3,15 @@
 The claim
     Of all functions, the training loss on N points a_i is least for the denoiser of these points,
         D_N(x_t, t) = sum_i p(x_0 = a_i | x_t) a_i,
-    and with it and a small last step DDIM returns training points, nothing else. So a perfectly
-    trained network only copies. Section 3.7 of the tutorial says that real ones often do
-    better by failing to be this minimiser. Figure 6 there shows trajectories for N = 10, 20, 40.
+    and with it DDIM, if its last step is small, returns training points, nothing else. So a
+    perfectly trained network only copies. Section 3.7 of the tutorial says that real ones often do
+    better by failing to be this minimiser; its figure 6 shows trajectories for N = 10, 20, 40.
 
 The truth beside it
     Both ends are known: D_N is `empirical_denoiser`, and the denoiser D of the whole roll is
-    `exact_denoiser`. The error of a denoiser f is its excess, E|f - D|^2, over the Bayes error,
-    E|x_0 - D|^2, on fresh data. A sample of the network has a twin: the minimiser's, from the same
-    start. Of both we count the copies, which lie on a training point.
+    `exact_denoiser`. The error of a denoiser f is its excess on fresh data, E|f - D|^2 over
+    E|x_0 - D|^2, the least error there is. Network and minimiser sample from the same starts; we
+    count the copies, the samples that lie on a training point.
 
 What to look for in figures/
     trajectories.jpg      10 points are copied; of 40, the network fills gaps between them

@@ -18,8 +18,8 @@ What to look for in figures/
     samples.jpg      DDIM with each network, in 2 dimensions: lines lead to the twins
 
 Try this
-    python prediction_target.py --dimension 4     where between 2 and 64 does it turn?
-    python prediction_target.py --width 256       does a wider network help?   (two minutes)
+    python prediction_target.py --dimension 4     where between 2 and 64 does the verdict turn?
+    python prediction_target.py --width 256       in 64 x_0 stays far ahead of noise (three minutes)
     python prediction_target.py --num-steps 100   the twins leave the curve too: too few steps
 """
 
@@ -82,8 +82,8 @@ def reverse_mean(x_t, t, dt, *, denoiser):
 
 # A network f that learns (x_0 - skip x_t) / factor gives E[x_0 | x_t] = skip x_t + factor f. Here
 # are skip and factor; s is sigma_t, and s_0 the standard deviation of x_0 per coordinate.
-# The last three: Ho et al. (2020); Salimans and Ho (2022), for x_t / sqrt(1 + s^2); Karras et al.
-# (2022).
+# The last three: Ho et al. (2020); Salimans and Ho (2022), v = (noise - s x_0) / sqrt(1 + s^2);
+# Karras et al. (2022).
 TARGETS = {
     "x_{t-dt}": lambda t, s, s_0: (1 - t / DT, t / DT),  # eq. (24), solved for E[x_0 | x_t]
     "x_0": lambda t, s, s_0: (0, 1),

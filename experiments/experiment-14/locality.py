@@ -1,23 +1,23 @@
-"""Experiment 14: a network that sees a window makes new images, and a formula makes the same ones.
+"""Experiment 14: a network that sees a window makes new images, a formula nearly the same ones.
 
 The claim
     What a convolutional network returns at a pixel depends on a window of x_t around it, the same
-    way everywhere. So it does not copy images, which it never sees whole. The best that it can do
-    is L = E[pixel | window], and L makes new images (Kamb & Ganguli, arXiv 2412.20292).
+    way everywhere. If the window is small, no image is seen whole, and none copied. The best
+    guess, L = E[pixel | window], makes nearly the same images (Kamb & Ganguli, arXiv 2412.20292).
 
 The truth beside it
     `local_denoiser`: the mean of the centers of all windows of all training images, weighted by
     p(window | window of x_t). For every f that sees no more, E|f - x_0|^2 = E|L - x_0|^2 +
     E|f - L|^2; the second is its excess. A sample's twin is what L makes of the same start. Beside
-    both, the minimiser, which sees the whole image: `exact_denoiser`. Edges are circular.
+    both, the loss's minimiser, which sees the whole image: `exact_denoiser`.
 
 What to look for in figures/
-    samples.jpg       network and twin draw the same new strokes, the minimiser training images
+    samples.jpg       network and twin draw nearly the same new strokes, the minimiser copies
     excess-vs-t.jpg   left, what seeing a window costs; right, how much of L is learned
     windows.jpg       where L gets a stroke from: windows of several digits
 
 Try this
-    python locality.py --window 3       less is seen: scribble
+    python locality.py --window 3       less is seen: dots and short strokes
     python locality.py --window 9       more is seen, and more is to be learned
     python locality.py --num-images 1   one digit, and no copy of it
 """

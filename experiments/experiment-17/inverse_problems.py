@@ -1,0 +1,354 @@
+"""Experiment 17: asking a trained denoiser for more than it was trained for.  Beyond the tutorial.
+
+The claim
+    y = a.x_0 + N(0, tau^2) was measured, and samples of p(x_0 | y) are wanted. The denoiser,
+    D = E[x_0 | x_t], was trained without y. Diffusion posterior sampling (DPS; Chung et al. 2022,
+    arXiv 2209.14687) takes the likelihood of y as if x_0 were D, and puts
+        D + C a (y - a.D) / tau^2,    C = Cov[x_0 | x_t] = sigma_t^2 dD/dx_t,
+    into the samplers. Even with the exact D this does not sample p(x_0 | y): it believes the
+    measurement too much. It forgets that a.x_0, given x_t, has a variance of its own. Put back,
+        D + C a (y - a.D) / (tau^2 + a.C a)
+    is exact for Gaussian data, and on the Swiss roll nearer to the truth.
+
+The truth beside it
+    If the data is many points c, E[x_0 | x_t, y] is experiment 2's posterior mean with one more
+    term: weights exp(-|x_t - c|^2 / (2 sigma_t^2) - (y - a.c)^2 / (2 tau^2)). A sample's twin has
+    the same start, the same noise, and this denoiser. For data N(0, s^2) and a = 1, DPS with small
+    steps and large sigma_q returns a Gaussian that is known: `gaussian_law`.
+
+What to look for in figures/
+    posterior.jpg   the roll and a strip, y - tau to y + tau: DPS crowds into it; with the variance,
+                    most samples lie on their twins (DDIM)
+    gaussian.jpg    a precise measurement: DDIM's mean goes past y, and both variances are too small
+
+Try this
+    python inverse_problems.py --tau 0.02 --y 0.3    precise: DPS misses an arc with .448 of p
+    python inverse_problems.py --tau 1               vague: all three agree
+"""
+
+import copy
+import os
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+
+os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+# ------------------------------------------- The data -------------------------------------------
+# The roll of experiment 3 as 1000 points, each as likely; a.x_0 is its first coordinate.
+START, END = np.pi / 2, 4 * np.pi  # the angles at which the roll starts and ends
+THETA = START + (END - START) * (np.arange(1000) + 0.5) / 1000
+POINTS = np.stack([np.cos(THETA), np.sin(THETA)], axis=1) * THETA[:, None] / (4 * np.pi)
+A = np.array([1.0, 0.0])
+SIGMA_Q = 30.0  # far wider than the data: p_1 is nearly the base
+
+
+# ----------------------------------------- The denoiser -----------------------------------------
+# Three denoisers, a line apart: x_t (n, 2), at time t, given y. Each returns (n, 2).
+
+
+def log_likelihood(x_t, t, *, points, sigma_q):
+    """log p(x_t | x_0 = point), but for what is the same for all points.  Returns (k, n)."""
+    squares = (points**2).sum(axis=1, keepdims=True)
+    return (points @ x_t.T - squares / 2) / (sigma_q**2 * t)
+
+
+def softmax(logits):
+    """Bayes' rule: probabilities in proportion to exp(logits).  (k, n), of sum 1 over k."""
+    odds = np.exp(logits - logits.max(axis=0))
+    return odds / odds.sum(axis=0)
+
+
+def posterior_denoiser(x_t, t, y, *, points, a, tau, sigma_q):
+    """E[x_0 | x_t, y], exact: the likelihood of y is one more term."""
+    logits = log_likelihood(x_t, t, points=points, sigma_q=sigma_q)
+    logits -= (y - points @ a)[:, None] ** 2 / (2 * tau**2)
+    return softmax(logits).T @ points
+
+
+def moments(x_t, t, *, points, a, sigma_q):
+    """E[x_0 | x_t] and C a = Cov[x_0, a.x_0 | x_t], both without y: (n, 2) each.
+
+    Of a network they are D and sigma_t^2 times a derivative of D, by Tweedie's second formula.
+    """
+    weights = softmax(log_likelihood(x_t, t, points=points, sigma_q=sigma_q)).T  # (n, k)
+    mean = weights @ points
+    product = weights @ (points * (points @ a)[:, None])  # E[x_0 a.x_0 | x_t]
+    return mean, product - mean * (mean @ a)[:, None]
+
+
+def dps(x_t, t, y, *, points, a, tau, sigma_q):
+    """DPS: the likelihood of y as if x_0 were its mean."""
+    mean, c_a = moments(x_t, t, points=points, a=a, sigma_q=sigma_q)
+    return mean + c_a * ((y - mean @ a) / tau**2)[:, None]
+
+
+def with_variance(x_t, t, y, *, points, a, tau, sigma_q):
+    """The same with the variance that DPS forgets: y given x_t has variance tau^2 + a.C a."""
+    mean, c_a = moments(x_t, t, points=points, a=a, sigma_q=sigma_q)
+    return mean + c_a * ((y - mean @ a) / (tau**2 + c_a @ a))[:, None]
+
+
+def gaussian_dps(x_t, t, y, *, s, tau, sigma_q):
+    """DPS for data N(0, s^2), measured itself.  x_t: any shape;  tau, (m, 1), is broadcast."""
+    variance = sigma_q**2 * t
+    mean = s**2 * x_t / (s**2 + variance)
+    c = s**2 * variance / (s**2 + variance)
+    return mean + c * (y - mean) / tau**2
+
+
+def reverse_mean(x_t, t, dt, *, denoiser):
+    """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24) of the tutorial.
+
+    Exact for any dt: of the noise x_t - x_0, the last dt brought on average the share dt / t.
+    x_t: (n, d), at time t;  0 < dt <= t <= 1;  denoiser(x_t, t) -> (n, d).  Returns (n, d).
+    """
+    return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
+
+
+# ----------------------------------------- The samplers -----------------------------------------
+# Algorithms 1 and 2, at times of the caller's choice: 1 = times[0] > times[1] > ... > 0.
+
+
+def ddpm(reverse_mean, x_1, times, sigma_q, rng):
+    """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).  Yields each."""
+    x_t = x_1
+    for t, earlier in zip(times, times[1:]):
+        dt = t - earlier
+        noise = rng.standard_normal(x_t.shape)
+        x_t = reverse_mean(x_t, t, dt) + sigma_q * dt**0.5 * noise
+        yield x_t
+
+
+def ddim(reverse_mean, x_1, times):
+    """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).  Yields each."""
+    x_t = x_1
+    for t, earlier in zip(times, times[1:]):
+        lam = t**0.5 / (earlier**0.5 + t**0.5)
+        x_t = x_t + lam * (reverse_mean(x_t, t, t - earlier) - x_t)
+        yield x_t
+
+
+def times(num_steps, sigma_q, sigma_min=0.01):
+    """From 1 in equal ratios to where sigma_t is sigma_min, then 0.  Returns (num_steps + 1,)."""
+    return np.append(np.geomspace(1, (sigma_min / sigma_q) ** 2, num_steps), 0)
+
+
+# ------------------------------------------ The truth -------------------------------------------
+
+
+def gaussian_law(method, *, s, tau, y):
+    """Exact mean and variance for data N(0, s^2), in the limit of small steps and large sigma_q.
+
+    method: "posterior", or DPS by the sampler "DDPM" or "DDIM". With V = s^2 + sigma_t^2, DPS by
+    DDIM is dx/dV = (x / V + k^2 s^2 x / V^2 - k^2 y / V) / 2; by DDPM twice that, and noise.
+    """
+    k = s / tau
+    if method == "posterior":
+        return y * k**2 / (1 + k**2), s**2 / (1 + k**2)
+    if method == "DDPM":
+        return y * (1 - np.exp(-(k**2))), tau**2 / 2 * (1 - np.exp(-2 * k**2))
+    # The mean is y k int_0^k exp((u^2 - k^2) / 2) du, Dawson's integral at k / sqrt(2).
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    u = k * (nodes + 1) / 2
+    return y * k**2 / 2 * weights @ np.exp((u**2 - k**2) / 2), s**2 * np.exp(-(k**2))
+
+
+def point_posterior(y, *, points, a, tau):
+    """p(x_0 = point | y).  Returns (k,)."""
+    return softmax(-((y - points @ a) ** 2) / (2 * tau**2))
+
+
+# ------------------------------------------ Measuring -------------------------------------------
+DENOISERS = {"exact": posterior_denoiser, "DPS": dps, "with variance": with_variance}
+ARCS = (THETA // np.pi).astype(int)  # 0 to 3: the half-turn of each point; of 0 there is half
+
+
+def run_both(denoiser, x_1, num_steps, sigma_q, rng):
+    """DDPM and DDIM from x_1.  Returns {sampler: x_0}."""
+    mean, grid = partial(reverse_mean, denoiser=denoiser), times(num_steps, sigma_q)
+    runs = {"DDPM": ddpm(mean, x_1, grid, sigma_q, rng), "DDIM": ddim(mean, x_1, grid)}
+    samples = {}
+    for name, steps in runs.items():
+        for x_0 in tqdm(steps, name, num_steps, disable=None):
+            pass
+        samples[name] = x_0
+    return samples
+
+
+def sample_roll(x_1, num_steps, rng, *, y, tau):
+    """{denoiser: {sampler: x_0, (n, 2)}}, all from x_1 and with the same noise."""
+    samples = {}
+    for name, denoiser in DENOISERS.items():
+        given_y = partial(denoiser, y=y, points=POINTS, a=A, tau=tau, sigma_q=SIGMA_Q)
+        samples[name] = run_both(given_y, x_1, num_steps, SIGMA_Q, copy.deepcopy(rng))
+    return samples
+
+
+RATIOS = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])  # s / tau; s = y = 1
+
+
+def sample_gaussian(rng, n=20_000, num_steps=2000, sigma_q=1000.0):
+    """DPS for each of RATIOS.  Returns {sampler: x_0, (len(RATIOS), n)}."""
+    denoiser = partial(gaussian_dps, y=1.0, s=1.0, tau=1 / RATIOS[:, None], sigma_q=sigma_q)
+    x_1 = sigma_q * rng.standard_normal((len(RATIOS), n))
+    return run_both(denoiser, x_1, num_steps, sigma_q, rng)
+
+
+def arc_shares(x_0):
+    """The share of x_0, (n, 2), whose nearest point is on each arc: four numbers."""
+    nearest = (POINTS @ x_0.T - (POINTS**2).sum(axis=1, keepdims=True) / 2).argmax(axis=0)
+    return np.bincount(ARCS[nearest], minlength=4) / len(x_0)
+
+
+def estimates(x_0):
+    """Mean and variance over the last axis, each with its standard error if x_0 is Gaussian."""
+    n, variance = x_0.shape[-1], x_0.var(axis=-1)
+    mean_error, variance_error = (variance / n) ** 0.5, variance * (2 / n) ** 0.5
+    return x_0.mean(axis=-1), mean_error, variance, variance_error
+
+
+# ----------------------------------------- The figures ------------------------------------------
+plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
+BLUE, ORANGE = "#0072B2", "#E69F00"
+COLORS = {"posterior": "k", "DDPM": BLUE, "DDIM": ORANGE}
+
+
+def draw_roll(samples, y, tau, num_drawn=250):
+    """Samples by DDIM, a panel for each denoiser; a line joins each to its twin."""
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.9), layout="constrained", sharey=True)
+    titles = ["exact: $E[x_0|x_t, y]$", "DPS", "DPS with the variance"]
+    twins = samples["exact"]["DDIM"][:num_drawn]
+    for ax, title, runs in zip(axes, titles, samples.values()):
+        x_0 = runs["DDIM"][:num_drawn]
+        ax.axvspan(y - tau, y + tau, color="0.9", label=r"$y \pm \tau$")
+        ax.plot(*POINTS.T, "k", lw=0.8, label="data")
+        for ends in zip(x_0, twins):
+            ax.plot(*np.transpose(ends), color="0.5", lw=0.6, zorder=1)
+        ax.plot(*x_0.T, ".", color=ORANGE, ms=5, label="samples by DDIM, joined to their twins")
+        ax.set(xlabel="$a^T x_0$", title=title, aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+def draw_gaussian(samples):
+    """Laws as lines, samples as marks, against s / tau.  samples: of sample_gaussian."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    k = np.linspace(RATIOS[0], RATIOS[-1], 100)
+    for method, color in COLORS.items():
+        mean, variance = np.transpose(
+            [gaussian_law(method, s=1.0, tau=tau, y=1.0) for tau in 1 / k]
+        )
+        name = method if method == "posterior" else f"DPS, {method}"
+        left.plot(k, mean, color=color, label=f"{name}, exact")
+        right.semilogy(k, variance, color=color, label=f"{name}, exact")
+    for method, x_0 in samples.items():
+        mean, mean_error, variance, variance_error = estimates(x_0)
+        style = {"fmt": "o", "ms": 4, "capsize": 3, "color": COLORS[method]}
+        left.errorbar(RATIOS, mean, 5 * mean_error, **style, label=f"DPS, {method}, sampled")
+        right.errorbar(RATIOS, variance, 5 * variance_error, **style)
+    left.axhline(1, color="0.6", ls=":", label="the measurement $y$")
+    left.set(xlabel=r"$s / \tau$", title="mean of $x_0$")
+    right.set(xlabel=r"$s / \tau$", title=r"variance of $x_0$, in units of $s^2$")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+# ------------------------------------------ Running it ------------------------------------------
+
+
+def options(argv, **knobs):
+    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = partial(parser.add_argument, metavar="X")
+    add("--figures-dir", type=Path, help="default: figures; with other options, a folder in it")
+    for name, (default, least, largest, meaning) in knobs.items():
+        text = f"{meaning}: {least:_} to {largest:_}, default {default:_}"
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+    args = parser.parse_args(argv)
+    for name, (_, least, largest, _) in knobs.items():
+        if not least <= (value := getattr(args, name)) <= largest:
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: {value} is not from {least:_} to {largest:_}")
+    tried = [f"{name}-{x}" for name, x in vars(args).items() if x != parser.get_default(name)]
+    own = Path(__file__).parent / "figures" / "-".join(tried).replace("_", "-")
+    args.figures_dir = args.figures_dir or own
+    try:
+        args.figures_dir.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=args.figures_dir).close()
+    except OSError as error:
+        parser.error(f"argument --figures-dir: {error}")
+    return args
+
+
+def table(rows):
+    """Prints rows of strings, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *others in rows:
+        cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
+        print(first.ljust(widths[0]), *cells, sep="  ")
+
+
+def roll_rows(samples, y, tau):
+    """A row for the law, then one for each denoiser and sampler."""
+    law = point_posterior(y, points=POINTS, a=A, tau=tau)
+    shares = np.bincount(ARCS, weights=law)
+    rows = [["Swiss roll", "a.x_0 from y", "x_0 from twin", "arc 1", "arc 2", "arc 3", "arc 4"]]
+    rows.append(["p(x_0 | y)", f"{(law @ (POINTS @ A - y) ** 2) ** 0.5:.3f}", ""])
+    rows[-1] += [f"{share:.3f}" for share in shares]
+    for name, runs in samples.items():
+        for sampler, x_0 in runs.items():
+            off = ((x_0 @ A - y) ** 2).mean() ** 0.5
+            apart = np.median(np.linalg.norm(x_0 - samples["exact"][sampler], axis=1))
+            rows.append([f"{name}, {sampler}", f"{off:.3f}", f"{apart:.4f}"])
+            rows[-1] += [f"{share:.3f}" for share in arc_shares(x_0)]
+    return rows
+
+
+def gaussian_rows(samples, ratio=2.0):
+    """A row for each method, s / tau = ratio: laws, and samples with standard errors."""
+    rows = [[f"Gaussian, s / tau = {ratio:g}", "mean", "sampled", "variance", "sampled"]]
+    for method in COLORS:
+        mean, variance = gaussian_law(method, s=1.0, tau=1 / ratio, y=1.0)
+        sampled = ["", ""]
+        if method in samples:
+            x, x_error, v, v_error = estimates(samples[method][ratio == RATIOS][0])
+            sampled = [f"{x:.4f} +- {x_error:.4f}", f"{v:.4f} +- {v_error:.4f}"]
+        name = method if method == "posterior" else f"DPS, {method}"
+        rows.append([name, f"{mean:.4f}", sampled[0], f"{variance:.4f}", sampled[1]])
+    return rows
+
+
+def main(argv=None):
+    args = options(
+        argv,
+        num_steps=(200, 1, 5000, "steps of a sampler, on the roll"),
+        num_samples=(1000, 1, 10_000, "samples of each sampler, on the roll"),
+        y=(0.0, -1.0, 1.0, "the measurement of a.x_0"),
+        tau=(0.2, 0.01, 10.0, "std of the measurement's noise"),
+        seed=(0, 0, 10**6, "seed of every draw"),
+    )
+    rng = np.random.default_rng(args.seed)
+
+    x_1 = SIGMA_Q * rng.standard_normal((args.num_samples, 2))
+    on_roll = sample_roll(x_1, args.num_steps, rng, y=args.y, tau=args.tau)
+    on_line = sample_gaussian(rng)
+
+    table(roll_rows(on_roll, args.y, args.tau))
+    table(gaussian_rows(on_line))
+
+    for name, figure in {
+        "posterior": draw_roll(on_roll, args.y, args.tau),
+        "gaussian": draw_gaussian(on_line),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    print(f"figures: {args.figures_dir}")
+
+
+if __name__ == "__main__":
+    main()

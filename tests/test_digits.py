@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.path import Path as MplPath
 from matplotlib.transforms import Affine2D
 
@@ -39,9 +40,7 @@ def test_ink_is_the_area_inside_the_outline():
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         back = (points - [7.5 + right, 7.5 + up]) @ turn / (16 * (0.7 + 0.06 * height))
         inside = np.zeros(192**2, dtype=bool)
-        polygons = outline.transformed(Affine2D().scale(1000)).to_polygons()
-        assert len(polygons) - 1 == [1, 0, 0, 0, 1, 0, 1, 0, 2, 1][i % 10]  # holes
-        for polygon in polygons:
+        for polygon in outline.transformed(Affine2D().scale(1000)).to_polygons():
             inside ^= MplPath(polygon).contains_points(1000 * back.reshape(-1, 2))
         want = 2 * inside.reshape(16, 12, 16, 12).mean(axis=(1, 3)) - 1
         off = np.abs(images[i].reshape(16, 16).numpy() - want)
@@ -54,8 +53,7 @@ def test_a_missing_font(monkeypatch, capsys):
     monkeypatch.setattr(s, "NAMES", ["DejaVuSans", "no-such-font"])
     with pytest.raises(SystemExit, match="2"):
         s.outlines()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no-such-font.ttf" in line
+    assert re.fullmatch(r".*no-such-font\.ttf\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("t", [0.004, 0.1, 1.0])
@@ -69,20 +67,6 @@ def test_exact_denoiser(data, t):
         squares = ((x - points) ** 2).sum(axis=1)
         weights = np.exp((squares.min() - squares) / (2 * 4 * t))
         assert np.abs(row.numpy() - weights @ points / weights.sum()).max() < 1e-3
-
-
-def test_guided():
-    """Of D = 1 and D(. | label) = label; for w = 0 and 1 only the one that counts is asked for."""
-    calls, label, none = [], [0, 4, 9], [s.NO_LABEL] * 3
-
-    def denoiser(x_t, t, label):
-        calls.append(label.tolist())
-        return torch.where(label == s.NO_LABEL, 1, label)[:, None]
-
-    for w, want in [(0, [1, 1, 1]), (1, [0, 4, 9]), (2, [-1, 7, 17])]:
-        got = s.guided(None, 0.5, denoiser=denoiser, label=torch.tensor(label), w=w)
-        assert got[:, 0].tolist() == want
-    assert calls == [none, label, none, label]
 
 
 def test_denoiser(data, monkeypatch):
@@ -109,10 +93,7 @@ def test_denoiser(data, monkeypatch):
 
 
 def test_train(monkeypatch):
-    """What the network is shown, and what is least: the mean square in units of c_out.
-
-    Here the network is a t, x_0 is label / 2 + 1, c_out is sqrt(t): so a is E[x_0] / E[t].
-    """
+    """If the network is a t, x_0 label / 2 + 1 and c_out sqrt(t), the best a is E[x_0] / E[t]."""
     seen = []
 
     class Network(torch.nn.Module):
@@ -129,12 +110,11 @@ def test_train(monkeypatch):
     images = (labels / 2 + 1)[:, None].expand(50, 4)
     network = s.train(images, labels, sigma_q=0.1, train_steps=120, rng=rng(1), learning_rate=0.5)
     x_t, t, label = (torch.cat(parts) for parts in zip(*seen))
-    least, hidden, n = 250**-0.5, label == s.NO_LABEL, 120 * 256
-    assert t.sqrt().min() >= least - 1e-6
-    assert t.sqrt().mean().item() == pytest.approx((1 + least) / 2, abs=5 * 0.29 / n**0.5)
-    assert t.sqrt().std().item() == pytest.approx((1 - least) / 12**0.5, rel=0.02)
-    assert hidden.double().mean().item() == pytest.approx(0.2, abs=5 * 0.4 / n**0.5)
-    noise = ((x_t - (label / 2 + 1)) / (0.1 * t.sqrt()))[~hidden[:, 0]]
+    least, hidden, root = 250**-0.5, label == s.NO_LABEL, t.sqrt()  # 120 * 256 draws
+    assert root.min() >= least - 1e-6
+    assert root.mean().item() == pytest.approx((1 + least) / 2, abs=5 * 0.29 / 175)
+    assert hidden.double().mean().item() == pytest.approx(0.2, abs=5 * 0.4 / 175)
+    noise = ((x_t - (label / 2 + 1)) / (0.1 * root))[~hidden[:, 0]]
     assert noise.std().item() == pytest.approx(1, rel=0.01)
     mean_t = (1 - least**3) / (3 * (1 - least))
     assert network.a.item() == pytest.approx(3.25 / mean_t, rel=0.04)
@@ -142,15 +122,12 @@ def test_train(monkeypatch):
 
 
 def test_it_learns(data):
-    """A short training is nearer to the exact denoiser than the Gaussian one; it uses the label."""
+    """A short training is nearer to the exact denoiser than the Gaussian one."""
     images, labels, exact = data
-    denoiser = s.train(images, labels, sigma_q=2.0, train_steps=120, rng=rng(6), batch_size=128)
+    denoiser = s.train(images, labels, sigma_q=2.0, train_steps=80, rng=rng(6), batch_size=128)
     errors = s.measure(denoiser, exact, images, images, rng(7))
     ratios = np.divide(errors["excess, network"], errors["excess, Gaussian"])
-    assert (ratios < [1.02, 0.97, 0.92, 0.85, 0.85, 0.85]).all()
-    x_t = s.add_noise(images, 1.0, 2.0, rng(8))
-    off = [(denoiser(x_t, 1.0, label) - images).square().mean() for label in (labels, 9 - labels)]
-    assert off[0] < 0.8 * off[1]
+    assert (ratios < [1.03, 1.01, 0.98, 0.93, 0.93, 0.93]).all()
 
 
 def test_measure_of_known_errors(data):
@@ -167,13 +144,13 @@ def test_measure_of_known_errors(data):
     network.gaussian = lambda x_t, t: x_t - 0.2
     errors = s.measure(network, exact, data[0], data[0].flip(1), rng(10))
     times = np.array([0.004, 0.01, 0.03, 0.1, 0.3, 1])
-    errors = {name: row * (times + 1) ** 2 for name, row in errors.items()}
-    noise = {"Bayes error": 0, "new images, exact": 0, "new images, network": 0.01}
-    for name, more in noise.items():
-        assert errors[name] == pytest.approx(4 * times + more, rel=0.03)
-    assert (errors["Bayes error"] != errors["new images, exact"]).all()
-    assert errors["excess, network"] == pytest.approx(0.01, rel=1e-3)
+    noise, errors = 4 * times, {name: row * (times + 1) ** 2 for name, row in errors.items()}
+    assert errors["Bayes error"] == pytest.approx(noise, rel=0.03)
     assert errors["excess, Gaussian"] == pytest.approx(0.04, rel=1e-3)
+    assert errors["excess, network"] == pytest.approx(0.01, rel=1e-3)
+    assert errors["new images, exact"] == pytest.approx(noise, rel=0.03)
+    assert errors["new images, network"] == pytest.approx(noise + 0.01, rel=0.03)
+    assert (errors["Bayes error"] != errors["new images, exact"]).all()
 
 
 def test_read_and_summary():
@@ -188,34 +165,35 @@ def test_read_and_summary():
     digit, legible = s.read(ways(0, 0.33, 0.336, 0.6, 0.67), images, labels)
     assert digit.tolist() == [0, 1, 2, 9, 9]
     assert legible.tolist() == [True, True, False, False, True]
-    none, asked = ways(0, 0.4, 0, 0, 0, 0, 0, 0), ways(0.4, 0.4, 0.4, 0.6, 0.6, 0.4, 0, 0)
-    paths, twins = (
-        {"none": [asked, none], "asked": [none, asked]},
-        {"none": [asked], "asked": [none]},
-    )
-    label, new = torch.tensor([0, 1, 2, 3, 4, 5, 7, 6]), ways(0.4, 0, 0.4)
-    assert s.summary(paths, twins, label, new, images, labels) == [
-        ["DDIM", "legible", "+-", "twin legible", "as its twin", "as asked"],
-        ["new images", "33.3%", "27.2%", "", "", ""],
-        ["none", "87.5%", "11.7%", "25.0%", "75.0%", ""],
-        ["asked", "25.0%", "15.3%", "87.5%", "75.0%", "50.0%"],
+    a, b = ways(0, 0.4, 0, 0, 0, 0, 0, 0), ways(0.4, 0.4, 0.4, 0.6, 0.6, 0.4, 0, 0)
+    paths, twins = {"1": [b, a], "2": [a, b]}, {"1": [a, b], "2": [b, a[[1, 0, 2, 3, 5, 4, 6, 7]]]}
+    assert s.summary(paths, twins, ways(0.4, 0, 0.4), images, labels) == [
+        ["", "legible", "+-", "twin legible", "as its twin"],
+        ["new images", "33.3%", "27.2%", "", ""],
+        ["1", "87.5%", "11.7%", "25.0%", "75.0%"],
+        ["2", "25.0%", "15.3%", "87.5%", "37.5%"],
     ]
 
 
-def test_twins_are_images_of_the_digit_asked_for(data):
-    """DDIM ends there with a label, guided or not; without it at an image of any digit."""
-    images, labels, exact = data
+def test_sample(data):
+    """Every step by hand: eq. (24), then DDPM's noise or DDIM's share of the way."""
     x_1, label = 2 * torch.randn(20, 256, generator=rng(12)), torch.arange(20) % 10
-    paths = s.sample(exact, x_1, label, 3.0, 30)
-    assert [*paths] == ["without label", "with label", "guided, w = 3"]
-    for path, low, high in zip(paths.values(), (0, 20, 20), (10, 20, 20)):
-        assert (len(path), path[0]) == (31, x_1)
-        distance, nearest = torch.cdist(path[-1], images).min(dim=1)
-        assert distance.max() < 0.2
-        assert low <= (labels[nearest] == label).sum() <= high
-    none, asked = (exact(x_1, 1.0, which) for which in (label * 0 + s.NO_LABEL, label))
-    step = (none + 3 * (asked - none) - x_1) / 30 / (1 + (29 / 30) ** 0.5)  # the first, of eq. (24)
-    assert torch.allclose(path[1], x_1 + step, atol=1e-5)
+    calls, noise = [], rng(13)
+    denoiser = lambda *args: calls.append(args) or data[2](*args)  # noqa: E731
+    paths = s.sample(denoiser, x_1, 3.0, 10, 2.0, rng(13))
+    assert len(calls) == 10 * (1 + 1 + 1 + 2)  # D and D(. | label), but what counts for nothing
+    kinds = ["DDIM, without label", "DDPM, with label", "DDIM, with label", "DDIM, guided, w = 3"]
+    assert [*paths] == kinds
+    for (kind, path), w in zip(paths.items(), (0, 1, 1, 3)):
+        assert (len(path), path[0]) == (11, x_1)
+        for k, x_t, after in zip(range(10, 0, -1), path, path[1:]):
+            none, asked = (data[2](x_t, k / 10, which) for which in (label * 0 + s.NO_LABEL, label))
+            step = (none + w * (asked - none) - x_t) / k
+            if "DDPM" in kind:
+                step += 2 / 10**0.5 * torch.randn(20, 256, generator=noise)
+            else:
+                step /= 1 + (1 - 1 / k) ** 0.5
+            assert torch.allclose(after, x_t + step, atol=1e-4)
 
 
 def strips(ax, *pair):
@@ -232,12 +210,11 @@ def strips(ax, *pair):
 @pytest.mark.filterwarnings("ignore:Animation was deleted")
 def test_digits_are_drawn():
     """Images at random, so that no two are alike; a path of 4 steps in frames of 4, 1 and 0."""
-    draws = torch.rand(3, 2, 5, 12, 256, generator=rng(13)) - 0.5
+    draws = torch.rand(4, 2, 5, 12, 256, generator=rng(13)) - 0.5
     mean = torch.rand(256, generator=rng(14)) - 0.5
-    names = ["without label", "with label", "guided, w = 3"]
-    paths, twins = ({name: [*draws[k, which]] for k, name in enumerate(names)} for which in (0, 1))
+    paths, twins = ({name: [*draws[k, i]] for k, name in enumerate("abcd")} for i in (0, 1))
     axes = s.draw_digits(paths, twins, mean).axes
-    assert [ax.get_title() for ax in axes] == names
+    assert [ax.get_title() for ax in axes] == [*"abcd"]
     for ax, pair in zip(axes, draws):
         strips(ax, *(pair[:, -1] + mean))
     movie = s.animate(paths, twins, mean, 4.0, num_frames=3)
@@ -247,16 +224,15 @@ def test_digits_are_drawn():
         movie._draw_frame(frame)
         (ax,) = movie._fig.axes
         assert ax.get_title() == rf"$\sigma_t$ = {sigma_t:.2f}"
-        strips(ax, *(draws[2, :, 4 - k] + mean) / (1 + sigma_t))
+        strips(ax, *(draws[3, :, 4 - k] + mean) / (1 + sigma_t))
 
 
 def test_errors_are_drawn():
     """An error of k is that of the row k."""
-    names = ["Bayes error", "excess, Gaussian", "excess, network"]
-    names += ["new images, exact", "new images, network"]
-    axes = s.draw_errors({name: [k, 3, 1, 2, 5, 9] for k, name in enumerate(names)}).axes
+    names = "Bayes error;excess, Gaussian;excess, network;new images, exact;new images, network"
+    errors = {name: [k, 3, 1, 2, 5, 9] for k, name in enumerate(names.split(";"))}
     drawn = []
-    for ax in axes:
+    for ax in s.draw_errors(errors).axes:
         assert (ax.get_xscale(), ax.get_ylim()[0]) == ("log", 0)
         assert ax.get_xlim()[0] > 1 > 0.004 > ax.get_xlim()[1]  # as sampling runs
         for line in ax.lines:
@@ -273,14 +249,15 @@ def test_errors_are_drawn():
 
 
 def spy(script, monkeypatch, *names):
-    """Calls of functions of the script: {name: [(*arguments, result), ...]}."""
+    """Calls of functions of the script: {name: [(*arguments, result), ...]}.  Nothing is saved."""
     calls = {name: [] for name in names}
 
     def call(name, original, *args, **options):
-        result = original(*args, **options)
-        calls[name].append((*args, result))
-        return result
+        calls[name].append((*args, original(*args, **options)))
+        return calls[name][-1][-1]
 
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    monkeypatch.setattr(script, "animate", lambda *_: SimpleNamespace(save=lambda *_, **__: None))
     for name in names:
         monkeypatch.setattr(script, name, partial(call, name, getattr(script, name)))
     return calls
@@ -290,27 +267,25 @@ SMALL = ["--num-samples=12", "--num-steps=3", "--train-steps=2"]
 
 
 def test_main(tmp_path, monkeypatch):
-    """The same start for all; the exact denoiser of the images learned; each path to its place."""
-    monkeypatch.setattr(s, "animate", lambda *_: SimpleNamespace(save=lambda *_, **__: None))
+    """Twins have the same start and noise, of the images learned; each path comes to its place."""
     names = "train measure sample summary table draw_digits draw_errors animate"
     calls = spy(s, monkeypatch, *names.split())
-    s.main([*SMALL, "--num-images=60", "--sigma-q=4", "--guidance=3", f"--figures-dir={tmp_path}"])
+    s.main([*SMALL, "--num-images=60", "--sigma-q=4", "--guidance=2", f"--figures-dir={tmp_path}"])
     ((images, labels, denoiser),) = calls["train"]
     ((learned, exact, old, new, _, errors),) = calls["measure"]
-    (first, paths), (second, twins) = ((call[:-1], call[-1]) for call in calls["sample"])
+    (*first, its_noise, twins), (*second, noise, paths) = calls["sample"]
     ((*arguments, rows),) = calls["summary"]
-    x_1, label = first[1:3]
-    assert len(images) == len(new) == 60
+    x_1 = first[1]
     assert images.mean(dim=0).abs().max() < 1e-5
-    assert (learned, denoiser.sigma_q) == (denoiser, 4)
+    assert (len(images), len(new), learned, denoiser.sigma_q) == (60, 60, denoiser, 4)
     assert torch.equal(old, images)
     assert exact.keywords == {"images": images, "labels": labels, "sigma_q": 4}
     assert 0.1 < torch.cdist(new, images).amin(dim=1).min() < 9  # other draws, centred alike
-    assert x_1.std().item() == pytest.approx(4, rel=0.1)
-    assert label.tolist() == [*range(10), 0, 1]
-    assert first == (denoiser, x_1, label, 3, 3)
-    assert second == (exact, x_1, label, 3, 3)
-    assert arguments == [paths, twins, label, new, images, labels]
+    assert (len(x_1), x_1.std().item()) == (12, pytest.approx(4, rel=0.1))
+    assert (first, second) == ([exact, x_1, 2, 3, 4], [denoiser, x_1, 2, 3, 4])
+    assert its_noise is not noise
+    assert torch.equal(its_noise.get_state(), noise.get_state())  # after as many draws
+    assert arguments == [paths, twins, new, images, labels]
     above = [["t", "0.004", "0.01", "0.03", "0.1", "0.3", "1.0"]]
     above += [[name, *(f"{error:.3f}" for error in row)] for name, row in errors.items()]
     assert [printed for printed, _ in calls["table"]] == [above, rows]
@@ -319,7 +294,6 @@ def test_main(tmp_path, monkeypatch):
         assert (drawn, beside) == (paths, twins)
         assert torch.allclose((images + mean)[:, 0], torch.tensor(-1.0), atol=1e-5)  # paper
     assert calls["animate"][0][3] == 4
-    assert {path.name for path in tmp_path.iterdir()} == {"digits.jpg", "excess-vs-t.jpg"}
 
 
 def test_your_own_images(tmp_path, monkeypatch):
@@ -335,15 +309,12 @@ def test_your_own_images(tmp_path, monkeypatch):
     pixels[:, 0, 0], pixels[:, 0, 1] = np.arange(201), 0  # which it is; and the same in all
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(201) % 10)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(own, "animate", lambda *_: SimpleNamespace(save=lambda *_, **__: None))
     calls = spy(own, monkeypatch, "train", "measure", "digits")
     own.main([*SMALL, f"--figures-dir={tmp_path}"])
     ((_, _, (images, labels)),) = calls["digits"]
     which = ((images[:, 0] + 1) * 127.5).round().long()
-    assert sorted(which.tolist()) == [*range(201)]
     assert torch.equal(which % 10, labels)
     assert np.allclose(images, pixels[which.numpy()].reshape(201, 64) / 127.5 - 1, atol=1e-6)
     learned, old, new = calls["train"][0][0], *calls["measure"][0][2:4]
     assert (len(learned), len(old), len(new)) == (101, 100, 100)
     assert torch.cdist(new, learned).min() > 1  # none was learned
-    assert np.isfinite([*calls["measure"][0][-1].values()]).all()

@@ -1,25 +1,24 @@
-"""Experiment 13: the same sampler draws digits, beside those that the exact denoiser draws.
+"""Experiment 13: the same samplers draw digits, beside those that the exact denoiser draws.
 
 The claim
-    The sampler does not change with the data: DDIM is that of experiment 3, to the letter. But x_0
-    is an image of 16 x 16 pixels. A network learns E[x_0 | x_t], D, and E[x_0 | x_t, label]: so a
-    digit can be asked for. Guidance overstates the label: D + w (D(. | label) - D) with w > 1.
+    DDPM and DDIM are those of experiment 3, to the letter. But x_0 is an image, 16 x 16 pixels.
+    A network learns E[x_0 | x_t], D, and E[x_0 | x_t, label]: so a digit can be asked for.
+    Guidance overstates the label: D + w (D(. | label) - D) with w > 1.
 
 The truth beside it
     The data is a finite set of images. So E[x_0 | x_t] is their mean, weighted by p(image | x_t):
     experiment 2 in 256 dimensions, `exact_denoiser`. With a label: that of the digit's images.
-    A sample's twin is what the exact denoiser makes of the same start.
+    A sample's twin is what the exact denoiser makes of the same start and the same noise.
 
 What to look for in figures/
-    digits.jpg         the network's digits above their twins; in a column, all have one start
-    excess-vs-t.jpg    left, the network is nearer to the exact denoiser than its Gaussian first
-                       guess; right, on new images the exact one can be the worse
+    digits.jpg         the network's digits above their twins; DDPM's keep the last step's noise
+    excess-vs-t.jpg    on new images, at small t, the network is better than the exact denoiser
     digits.gif         noise becomes digits
 
 Try this
-    python digits.py --guidance 10       too much for the network, not for the exact denoiser
-    python digits.py --train-steps 300   a weak network: guidance helps it
-    python digits.py --num-images 120    two of each digit and font: the network copies them
+    python digits.py --guidance 10      too much for the network, not for the exact denoiser
+    python digits.py --num-steps 250    DDPM's last step adds less noise
+    python digits.py --num-images 120   two of each digit and font: the network copies them
 """
 
 import os
@@ -106,13 +105,26 @@ def reverse_mean(x_t, t, dt, *, denoiser):
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
 
 
-def guided(x_t, t, *, denoiser, label, w):
-    """D + w (D(. | label) - D), (n, d): Ho & Salimans, arXiv 2207.12598; their w is less by 1."""
+def guided_mean(x_t, t, dt, *, denoiser, label, w):
+    """reverse_mean of D + w (D(. | label) - D), arXiv 2207.12598 (whose w is less by 1).  (n, d)"""
     parts = [(1 - w, torch.full_like(label, NO_LABEL)), (w, label)]
-    return sum(share * denoiser(x_t, t, which) for share, which in parts if share)
+    guided = sum(share * denoiser(x_t, t, which) for share, which in parts if share)
+    return reverse_mean(x_t, t, dt, denoiser=lambda x_t, t: guided)
 
 
 # ----------------------------------------- The samplers -----------------------------------------
+
+
+def ddpm(reverse_mean, x_1, num_steps, sigma_q, rng):
+    """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).
+
+    x_1: draws of the base;  num_steps = 1 / dt.  Yields x_{t-dt} after every step, the last is x_0.
+    """
+    x_t, dt = x_1, 1 / num_steps
+    for k in range(num_steps, 0, -1):  # t = k dt
+        noise = torch.randn(x_t.shape, generator=rng)
+        x_t = reverse_mean(x_t, k / num_steps, dt) + sigma_q * dt**0.5 * noise
+        yield x_t
 
 
 def ddim(reverse_mean, x_1, num_steps):
@@ -174,10 +186,7 @@ class Denoiser(nn.Module):
 
 
 def train(images, labels, *, sigma_q, train_steps, rng, batch_size=256, learning_rate=0.004):
-    """Pseudocode 6, with sigma_t uniform, the error in units of c_out, and one label in 5 hidden.
-
-    images: (N, d);  labels: (N,).  Returns the trained Denoiser.
-    """
+    """Pseudocode 6: sigma_t uniform, error / c_out, one label in 5 hidden.  images: (N, d)."""
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
     denoiser = Denoiser(images, sigma_q)
@@ -221,11 +230,12 @@ def exact_with_label(x_t, t, label, *, images, labels, sigma_q):
 
 
 # ------------------------------------------ Measuring -------------------------------------------
+
+
 def measure(denoiser, exact, images, new, rng):
     """Errors without label at each of TIMES, per pixel, in units of c_out^2: {name: a list}.
 
-    Bayes error and excess as in experiment 3; on new images, drawn as the first were, their sum
-    E|f - x_0|^2 for f of (x_t, t, label), denoiser or exact.  images, new: (n, d).
+    Bayes error and excess as in experiment 3; on new images, their sum.  images, new: (n, d).
     """
     none = torch.full((len(images),), NO_LABEL)
     errors = {}
@@ -244,44 +254,37 @@ def measure(denoiser, exact, images, new, rng):
     return errors
 
 
-def sample(denoiser, x_1, label, guidance, num_steps):
-    """DDIM from x_1, (n, d), in three ways.  Returns {which: [x_1, ..., x_0]}."""
-    paths, weights = {}, {"without label": 0, "with label": 1}
-    for name, w in {**weights, f"guided, w = {guidance:g}": guidance}.items():
-        mixed = partial(guided, denoiser=denoiser, label=label, w=w)
-        steps = ddim(partial(reverse_mean, denoiser=mixed), x_1, num_steps)
-        paths[name] = [x_1, *tqdm(steps, name, num_steps, disable=None)]
-    return paths
+def sample(denoiser, x_1, guidance, num_steps, sigma_q, rng):
+    """0, 1, ..., 9, 0, ... from x_1, (n, d), in four ways.  Returns {which: [x_1, ..., x_0]}."""
+    mean = partial(guided_mean, denoiser=denoiser, label=torch.arange(len(x_1)) % 10)
+    runs = {
+        "DDIM, without label": ddim(partial(mean, w=0), x_1, num_steps),
+        "DDPM, with label": ddpm(partial(mean, w=1), x_1, num_steps, sigma_q, rng),
+        "DDIM, with label": ddim(partial(mean, w=1), x_1, num_steps),
+        f"DDIM, guided, w = {guidance:g}": ddim(partial(mean, w=guidance), x_1, num_steps),
+    }
+    return {name: [x_1, *tqdm(run, name, num_steps, disable=None)] for name, run in runs.items()}
 
 
 def read(x_0, images, labels):
-    """What digit it is, (n,): that of the nearest image; and whether it is legible, (n,).
-
-    Legible: the nearest image is less than half as far as the nearest image of another digit.
-    """
+    """The nearest image's digit and whether it is legible, (n,) each: others are twice as far."""
     distances = torch.cdist(x_0, images)
     nearest = torch.stack([distances[:, labels == k].amin(dim=1) for k in range(10)], dim=1)
     two = nearest.topk(2, largest=False)  # the nearer one first
     return two.indices[:, 0], two.values[:, 0] < two.values[:, 1] / 2
 
 
-def summary(paths, twins, label, new, images, labels):
-    """Rows for table: the legible share, its standard error, and which digits they are.
-
-    paths, twins: of sample;  label: (n,), the digits asked for;  new: (m, d), real images.
-    """
-    rows = [["DDIM", "legible", "+-", "twin legible", "as its twin", "as asked"]]
-    for name in ["new images", *paths]:
-        x_0 = paths[name][-1] if name in paths else new
-        digit, legible = read(x_0, images, labels)
+def summary(paths, twins, new, images, labels):
+    """Rows for table: shares, standard errors.  paths, twins: of sample;  new: (m, d), real."""
+    rows = [["", "legible", "+-", "twin legible", "as its twin"]]
+    for name, path in {"new images": [new], **paths}.items():
+        digit, legible = read(path[-1], images, labels)
         share = legible.double().mean().item()
-        rows.append([name, f"{share:.1%}", f"{(share * (1 - share) / len(x_0)) ** 0.5:.1%}"])
+        rows.append([name, f"{share:.1%}", f"{(share * (1 - share) / len(digit)) ** 0.5:.1%}"])
         if name in twins:
             twin, twin_legible = read(twins[name][-1], images, labels)
-            more = (twin_legible, digit == twin, digit == label)
-            rows[-1] += [f"{which.double().mean():.1%}" for which in more]
-    rows[1] += ["", "", ""]  # real images have no twin,
-    rows[2][-1] = ""  # and without label none was asked for
+            rows[-1] += [f"{which.double().mean():.1%}" for which in (twin_legible, digit == twin)]
+    rows[1] += ["", ""]  # real images have no twin
     return rows
 
 
@@ -290,27 +293,25 @@ plt.style.use("default")  # the same figures whatever the reader's matplotlibrc 
 BLUE, PINK = "#0072B2", "#CC79A7"
 
 
-def show_digits(ax, title, rows):
-    """The first ten images of each row, white at -1, ink at 1.  rows: {name: (n, d)}."""
+def show_digits(ax, title, x_0, twin):
+    """The first ten of each, (n, d), in black and in blue, white at -1, ink at 1."""
     ax.clear()
-    for k, (name, images) in enumerate(rows.items()):
+    for k, (images, ink) in enumerate([(x_0, "k"), (twin, BLUE)]):
         side = round(images.shape[1] ** 0.5)
         squares = nn.functional.pad(images[:10].reshape(10, side, side), (1, 1, 1, 1), value=-1)
         strip = squares.transpose(0, 1).flatten(1).numpy()  # side by side, with a margin
-        ink = LinearSegmentedColormap.from_list("", ["w", BLUE if name == "its twin" else "k"])
-        ax.imshow(strip, ink, vmin=-1, vmax=1, extent=(0, 10, k + 1, k), interpolation="nearest")
-    ax.set(xticks=[], ylim=(len(rows), 0), title=title)
-    ax.set_yticks([k + 0.5 for k in range(len(rows))], [*rows], fontsize=14)
+        shades = LinearSegmentedColormap.from_list("", ["w", ink])
+        ax.imshow(strip, shades, vmin=-1, vmax=1, extent=(0, 10, k + 1, k), interpolation="nearest")
+    ax.set(xticks=[], ylim=(2, 0), title=title, frame_on=False)
+    ax.set_yticks([0.5, 1.5], ["network", "its twin"], fontsize=14)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
 
 
 def draw_digits(paths, twins, mean_image):
     """The first ten samples of each kind above their twins.  paths, twins: of sample."""
-    fig, axes = plt.subplots(3, 1, figsize=(7, 5), layout="constrained")
+    fig, axes = plt.subplots(len(paths), 1, figsize=(7, 6.2), layout="constrained")
     for ax, name in zip(axes, paths):
-        x_0, twin = paths[name][-1], twins[name][-1]
-        show_digits(ax, name, {"network": x_0 + mean_image, "its twin": twin + mean_image})
+        show_digits(ax, name, paths[name][-1] + mean_image, twins[name][-1] + mean_image)
     return fig
 
 
@@ -335,12 +336,11 @@ def animate(paths, twins, mean_image, sigma_q, num_frames=30):
     fig, ax = plt.subplots(figsize=(7, 1.9), layout="constrained")
     (*_, path), (*_, twin) = paths.values(), twins.values()
     num_steps, frames = len(path) - 1, []
-    for share in torch.linspace(1, 0, num_frames).tolist():
+    for share in torch.linspace(1, -1, 2 * num_frames).clamp(min=0).tolist():
         k = round(share**2 * num_steps)  # t = k dt
         sigma_t = sigma_q * (k / num_steps) ** 0.5
         pair = (torch.stack([path[-1 - k], twin[-1 - k]]) + mean_image) / (1 + sigma_t)  # contrast
-        frames.append((rf"$\sigma_t$ = {sigma_t:.2f}", {"network": pair[0], "its twin": pair[1]}))
-    frames += frames[-1:] * num_frames
+        frames.append((rf"$\sigma_t$ = {sigma_t:.2f}", *pair))
     return FuncAnimation(fig, lambda frame: show_digits(ax, *frame), frames)
 
 
@@ -402,13 +402,13 @@ def main(argv=None):
 
     errors = measure(denoiser, exact, images[: len(new)], new, rng)
     x_1 = args.sigma_q * torch.randn(args.num_samples, len(mean_image), generator=rng)
-    label = torch.arange(args.num_samples) % 10
-    paths = sample(denoiser, x_1, label, args.guidance, args.num_steps)
-    twins = sample(exact, x_1, label, args.guidance, args.num_steps)
+    # A twin has the same start and the same noise.
+    twins = sample(exact, x_1, args.guidance, args.num_steps, args.sigma_q, rng.clone_state())
+    paths = sample(denoiser, x_1, args.guidance, args.num_steps, args.sigma_q, rng)
 
     rows = [[name, *(f"{error:.3f}" for error in row)] for name, row in errors.items()]
     table([["t", *map(str, TIMES)], *rows])
-    table(summary(paths, twins, label, new, images, labels))
+    table(summary(paths, twins, new, images, labels))
     draw_digits(paths, twins, mean_image).savefig(args.figures_dir / "digits.jpg", dpi=120)
     draw_errors(errors).savefig(args.figures_dir / "excess-vs-t.jpg", dpi=120)
     movie = animate(paths, twins, mean_image, args.sigma_q)

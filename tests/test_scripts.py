@@ -35,6 +35,9 @@ LESS = {
     "fast_samplers": {"BUDGETS": [8, 15]},
     "nearly_gaussian": {"STEP_COUNTS": [1, 10]},
     "likelihood": {"STEP_COUNTS": [10, 100]},
+    "locality": {"SIDE": 8, "NUM_DRAWS": 2},
+    "words": {"STEP_COUNTS": [1, 4]},
+    "one_step": {"LEVELS": [1, 2], "GRID": np.linspace(-7, 7, 701)},
 }
 
 
@@ -99,16 +102,21 @@ def contents(folder):
 
 # -------------------------------------------- Copies --------------------------------------------
 # Names that play the same part in several scripts and do it in another way in each.
-OWN = {"main", "measure", "sample", "train", "animate", "curve", "least_loss", "guided"}
-OWN |= {"distance", "denoiser", "mixture", "trajectories", "velocity", "Denoiser"}
+OWN = {"main", "measure", "sample", "train", "animate", "least_loss", "guided"}
+OWN |= {"distance", "denoiser", "mixture", "trajectories", "Denoiser", "report"}
+OWN |= {"law", "times", "Network", "errors", "nearest"}
 # Names that are the same to the letter in these scripts, if perhaps not in others.
 COPIES = {
-    "reverse_mean": "swiss_roll generalization ddim_as_flow prediction_target likelihood digits",
-    "ddpm": "gaussian point_mass swiss_roll nearly_gaussian digits",
-    "ddim": "gaussian point_mass two_points swiss_roll generalization ddim_as_flow "
-    "prediction_target digits",
+    "reverse_mean": "swiss_roll generalization ddim_as_flow prediction_target likelihood digits "
+    "locality words inverse_problems",
+    "ddpm": "gaussian point_mass swiss_roll digits",
+    "ddim": "gaussian point_mass two_points swiss_roll ddim_as_flow prediction_target digits "
+    "locality",
     "flow": "flow_matching couplings",
-    "exact_denoiser": "swiss_roll generalization prediction_target",
+    "curve": "swiss_roll generalization prediction_target",
+    "exact_denoiser": "swiss_roll prediction_target",
+    "Denoiser": "swiss_roll generalization",
+    "Mixture": "nearly_gaussian likelihood",
 }
 COPIES = {name: set(stems.split()) for name, stems in COPIES.items()}
 
@@ -131,7 +139,7 @@ def test_copies_are_alike():
     for path in SCRIPTS:
         for name, text in definitions(path).items():
             places.setdefault(name, {}).setdefault(alike(text), set()).add(path.stem)
-    assert [*places["options"].values()] == [set(NAMES)]
+    assert [*places["options"].values()] == [*places["table"].values()] == [set(NAMES)]
     for name, texts in places.items():
         if name in COPIES:
             assert COPIES[name] in texts.values(), (name, texts.values())
@@ -140,12 +148,17 @@ def test_copies_are_alike():
     assert {"fast_samplers", "guidance"} in places["ddim"].values()  # on a grid of sigma
 
 
-def test_the_samplers_on_the_front_page():
-    """Those of the scripts, to the letter, less their docstrings."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+def test_the_example_on_the_front_page():
+    """Prints what its comments say; its samplers are the scripts', less their docstrings."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    assert out.getvalue().splitlines() == re.findall(r"^print\(.*\)  # (.+)", code, re.MULTILINE)
     own = definitions(ROOT / "experiments/experiment-0/gaussian.py")
-    bare = [re.sub(r' *""".*?"""\n', "", own[name], flags=re.DOTALL) for name in ("ddpm", "ddim")]
-    assert code == "\n\n\n".join(bare) + "\n"
+    for name in ("ddpm", "ddim"):
+        assert re.sub(r' *""".*?"""\n', "", own[name], flags=re.DOTALL) in code
 
 
 def test_headings(path):
@@ -187,10 +200,7 @@ def test_bad_input_is_refused_before_any_work(script, tmp_path, monkeypatch):
         assert option in err.splitlines()[-1]
     assert contents(tmp_path) == {"file": b"as it was"}
 
-
-def test_a_folder_that_takes_no_file_is_refused(script, tmp_path, monkeypatch):
-    """As on a read-only disk, where the folder is there already."""
-    monkeypatch.setattr(Figure, "savefig", None)  # cannot be called
+    # A folder that is there and takes no file, as on a read-only disk.
     monkeypatch.setattr(script, "TemporaryFile", lambda dir: (dir / "no/file").open())
     status, out, err = run(script, "--figures-dir", tmp_path)
     assert (status, out) == (2, "")
@@ -273,9 +283,18 @@ def test_used_as_the_readme_says(tmp_path):
     assert contents(tmp_path / "own") == contents(tmp_path / "here")
 
 
+COLORS = {"BLUE": "#0072B2", "ORANGE": "#E69F00", "GREEN": "#009E73", "PINK": "#CC79A7"}
+COLORS["SKY"] = "#56B4E9"
+
+
 def test_figures_do_not_depend_on_the_reader(path):
-    """What the test above needs stands in every script, in this order."""
+    """What the test above needs stands in every script, in this order; colors are the same."""
     source = path.read_text(encoding="utf-8")
+    names, codes = re.search(
+        r"^([A-Z, ]+) = ((?:\"#\w{6}\"(?:, )?)+)$", source, re.MULTILINE
+    ).groups()
+    assert codes.split(", ") == [f'"{COLORS[name]}"' for name in names.split(", ")]
+    assert not re.search(r"\bC\d\b", source)
     lines = ['os.environ["MPLBACKEND"] = "agg"', "import matplotlib", 'plt.style.use("default")']
     places = [source.index(f"\n{line}") for line in lines]
     assert places == sorted(places)
@@ -285,12 +304,24 @@ def test_figures_do_not_depend_on_the_reader(path):
 PAGES = [ROOT / "README.md", *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")]
 
 
+def anchors(page):
+    """The headings of a page, as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages_have_no_dead_links(page):
+def test_pages(page):
+    """No dead link, and inline formulas as $`...`$: in a plain $...$ Markdown eats backslashes."""
     text = page.read_text(encoding="utf-8")
-    links = re.findall(r'\]\((?!http)([^)#]+)|src="([^"]+)"', text)
-    for link in filter(None, sum(links, ())):
-        assert (page.parent / link).exists(), link
+    for link in sum(re.findall(r'\]\((?!http)([^)]+)|src="([^"]+)"', text), ()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"\$`[^`\n]+`\$", "", text)
+    assert "$" not in re.sub(r"`[^`\n]+`", "", text)
 
 
 def test_every_figure_is_shown(path):

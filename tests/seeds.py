@@ -1,7 +1,7 @@
 """How far the numbers of what is learned spread.  By hand: python tests/seeds.py [SCRIPT ...]
 
 Runs each script that learns with seeds 0 to 4, and prints its lines once, every number that is not
-the same in all five as least..largest. Two processes at a time; 15 minutes for all scripts.
+the same in all five as least..largest. Two processes at a time; 20 minutes for all scripts.
 """
 
 import re

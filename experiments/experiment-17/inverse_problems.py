@@ -34,6 +34,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's: more would wait for each other
 
 import matplotlib.pyplot as plt
 import numpy as np

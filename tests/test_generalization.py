@@ -1,5 +1,6 @@
 """Experiment 5 held to references that share no code with it."""
 
+import itertools
 import math
 from functools import partial
 
@@ -24,18 +25,17 @@ THETA = np.linspace(math.pi / 2, 4 * math.pi, 20_000)
 ROLL = np.stack([THETA * np.cos(THETA), THETA * np.sin(THETA)], axis=1) / (4 * math.pi)
 
 
-@pytest.mark.parametrize("t", [5e-4, 0.01, 0.2, 1.0])
-@pytest.mark.parametrize("sigma_q", [0.1, 1.0, 100.0])
-def test_both_denoisers(t, sigma_q):
-    sigma_t = sigma_q * t**0.5
+def test_both_denoisers():
     points = s.swiss_roll(30, rng())
-    x_t = s.add_noise(s.swiss_roll(600, rng(1)), t, sigma_q, rng(2))  # 600 rows: in two parts
-    for got, data in [
-        (s.exact_denoiser(x_t, t, sigma_q=sigma_q), ROLL),
-        (s.empirical_denoiser(x_t, t, points=points, sigma_q=sigma_q), points.double().numpy()),
-    ]:
-        want = [brute_force_mean(x, sigma_t, data) for x in x_t[::40].double().numpy()]
-        assert np.abs(got[::40].numpy() - want).max() < 0.01 * min(1, sigma_t)
+    for t, sigma_q in itertools.product([5e-4, 0.01, 0.2, 1.0], [0.1, 1.0, 100.0]):
+        sigma_t = sigma_q * t**0.5
+        x_t = s.add_noise(s.swiss_roll(600, rng(1)), t, sigma_q, rng(2))  # 600 rows: in two parts
+        for got, data in [
+            (s.exact_denoiser(x_t, t, sigma_q=sigma_q), ROLL),
+            (s.empirical_denoiser(x_t, t, points=points, sigma_q=sigma_q), points.double().numpy()),
+        ]:
+            want = [brute_force_mean(x, sigma_t, data) for x in x_t[::40].double().numpy()]
+            assert np.abs(got[::40].numpy() - want).max() < 0.01 * min(1, sigma_t), (t, sigma_q)
 
 
 def test_posterior_mean_in_little_noise():

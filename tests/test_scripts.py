@@ -161,26 +161,41 @@ def test_the_example_on_the_front_page():
         assert re.sub(r' *""".*?"""\n', "", own[name], flags=re.DOTALL) in code
 
 
-def test_headings(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    headings = [m[1] for line in lines if (m := re.fullmatch(r"# -+ (.+?) -+", line))]
+COLORS = {"BLUE": "#0072B2", "ORANGE": "#E69F00", "GREEN": "#009E73", "PINK": "#CC79A7"}
+COLORS["SKY"] = "#56B4E9"
+
+
+def test_form(path, script):
+    """Sections in order; figures that do not depend on the reader; help; figures on the page."""
+    source = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^# -+ (.+?) -+$", source, re.MULTILINE)
     order = ["The data", "The samplers", "Learning", "The truth", "Measuring", "The figures"]
     shared = [heading for heading in headings if heading in [*order, "Running it"]]
     assert shared == [heading for heading in [*order, "Running it"] if heading in shared]
     assert {"The data", "The truth", "Measuring", "The figures", "Running it"} <= set(shared)
     assert len(headings) <= len(shared) + 1  # The reverse mean, The velocity, ...
 
+    lines = ['os.environ["MPLBACKEND"] = "agg"', "import matplotlib", 'plt.style.use("default")']
+    places = [source.index(f"\n{line}") for line in lines]
+    assert places == sorted(places)
+    colors = r"^([A-Z, ]+) = ((?:\"#\w{6}\"(?:, )?)+)$"
+    names, codes = re.search(colors, source, re.MULTILINE).groups()
+    assert codes.split(", ") == [f'"{COLORS[name]}"' for name in names.split(", ")]
+    assert not re.search(r"\bC\d\b", source)
 
-# ---------------------------------------- The command line --------------------------------------
-
-
-def test_help(script):
     status, text, err = run(script, "--help")
     assert (status, err) == (0, "")
     assert script.__doc__.strip() in text
     tried = re.findall(rf"^    python {script.__name__}\.py (--[\w-]+)", text, re.MULTILINE)
     assert len(tried) >= 2
     assert set(tried) <= set(words(knobs(script))[::2])
+
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    for name in contents(path.parent / "figures"):
+        assert f'src="figures/{name}"' in page
+
+
+# ---------------------------------------- The command line --------------------------------------
 
 
 def test_bad_input_is_refused_before_any_work(script, tmp_path, monkeypatch):
@@ -207,10 +222,12 @@ def test_bad_input_is_refused_before_any_work(script, tmp_path, monkeypatch):
     assert "--figures-dir" in err.splitlines()[-1]
 
 
-def test_where_the_figures_go(script, tmp_path, monkeypatch):
+def test_where_the_figures_go(tmp_path, monkeypatch):
     """All options at their defaults: figures.  Else a folder in it that says what is different."""
-    monkeypatch.setattr(script, "__file__", str(tmp_path / "script.py"))
-    table = knobs(script)
+    import point_mass
+
+    monkeypatch.setattr(point_mass, "__file__", str(tmp_path / "script.py"))
+    table = knobs(point_mass)
     defaults = words({name: default for name, (default, *_) in table.items()})
     changed = {name: largest for name, (_, _, largest, _) in [*table.items()][:2]}
     own = "-".join(f"{name}-{changed[name]}" for name in table if name in changed)
@@ -220,7 +237,7 @@ def test_where_the_figures_go(script, tmp_path, monkeypatch):
         (words(changed), "figures/" + own.replace("_", "-")),
         ([*words(changed), "--figures-dir", tmp_path / "there"], "there"),
     ]:
-        args = script.options([str(word) for word in arguments], **table)
+        args = point_mass.options([str(word) for word in arguments], **table)
         assert args.figures_dir == tmp_path / folder
         assert contents(args.figures_dir) == {}
 
@@ -283,23 +300,6 @@ def test_used_as_the_readme_says(tmp_path):
     assert contents(tmp_path / "own") == contents(tmp_path / "here")
 
 
-COLORS = {"BLUE": "#0072B2", "ORANGE": "#E69F00", "GREEN": "#009E73", "PINK": "#CC79A7"}
-COLORS["SKY"] = "#56B4E9"
-
-
-def test_figures_do_not_depend_on_the_reader(path):
-    """What the test above needs stands in every script, in this order; colors are the same."""
-    source = path.read_text(encoding="utf-8")
-    names, codes = re.search(
-        r"^([A-Z, ]+) = ((?:\"#\w{6}\"(?:, )?)+)$", source, re.MULTILINE
-    ).groups()
-    assert codes.split(", ") == [f'"{COLORS[name]}"' for name in names.split(", ")]
-    assert not re.search(r"\bC\d\b", source)
-    lines = ['os.environ["MPLBACKEND"] = "agg"', "import matplotlib", 'plt.style.use("default")']
-    places = [source.index(f"\n{line}") for line in lines]
-    assert places == sorted(places)
-
-
 # --------------------------------------------- Pages --------------------------------------------
 PAGES = [ROOT / "README.md", *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")]
 
@@ -310,21 +310,15 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages(page):
+def test_pages():
     """No dead link, and inline formulas as $`...`$: in a plain $...$ Markdown eats backslashes."""
-    text = page.read_text(encoding="utf-8")
-    for link in sum(re.findall(r'\]\((?!http)([^)]+)|src="([^"]+)"', text), ()):
-        path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    text = re.sub(r"\$`[^`\n]+`\$", "", text)
-    assert "$" not in re.sub(r"`[^`\n]+`", "", text)
-
-
-def test_every_figure_is_shown(path):
-    page = (path.parent / "README.md").read_text(encoding="utf-8")
-    for name in contents(path.parent / "figures"):
-        assert f'src="figures/{name}"' in page
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for link in sum(re.findall(r'\]\((?!http)([^)]+)|src="([^"]+)"', text), ()):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), (page, link)
+            assert not anchor or anchor in anchors(target), (page, link)
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        text = re.sub(r"\$`[^`\n]+`\$", "", text)
+        assert "$" not in re.sub(r"`[^`\n]+`", "", text), page

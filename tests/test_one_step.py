@@ -154,14 +154,23 @@ def test_losses_stop_at_their_fixed_points(loss, slope):
         assert (z.abs().max() < 5) == still, z
 
 
-def test_training():
+def test_training(monkeypatch):
     """Of the velocity, in seconds: near E[x_0 - x_1 | x_t]."""
     network = s.train(s.velocity_loss, train_steps=300, rng=rng())
     x, t = torch.linspace(-1.5, 1.5, 7)[:, None], torch.full((7, 1), 0.6)
     exact = velocity(x[:, 0].double().numpy(), 0.6)
     assert np.abs(network(x, t, t)[:, 0].numpy() - exact).max() < 0.3
+    steps = []
+
+    class Counted(torch.optim.lr_scheduler.OneCycleLR):
+        def step(self, *args):
+            steps.append(args)
+            super().step(*args)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", Counted)
     again = s.train(s.velocity_loss, train_steps=300, rng=rng())
     assert torch.equal(network(x, t, t), again(x, t, t))
+    assert len(steps) == 301  # once when it is made
 
 
 def test_steps():
@@ -179,8 +188,9 @@ def test_steps():
     euler = euler + half * (55 + euler)
     torch.testing.assert_close(s.sample(s.euler, u, x_1, 2), euler)
     torch.testing.assert_close(s.sample(s.mean_flow, u, x_1, 2), jump(jump(x, 1, half), half, 0))
-    again = half * jump(x, 1, 0) + half * x_1
-    torch.testing.assert_close(s.sample(s.consistency, u, x_1, 2), jump(again, half, 0))
+    again = jump(x, 1, 0) / 3 + 2 * x_1 / 3
+    again = 2 * jump(again, 2 / 3, 0) / 3 + x_1 / 3
+    torch.testing.assert_close(s.sample(s.consistency, u, x_1, 3), jump(again, 1 / 3, 0))
 
 
 def test_errors_and_learning(monkeypatch):

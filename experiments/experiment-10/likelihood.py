@@ -342,9 +342,9 @@ def main(argv=None):
     mixture = Mixture(SIGMA_0, args.sigma_q)
 
     denoisers = {"exact": partial(tweedie, mixture=mixture)}
-    learn = partial(train, num_steps=args.num_steps, train_steps=args.train_steps)
+    counts = {"num_steps": args.num_steps, "train_steps": args.train_steps}
     for name, loss in LOSSES.items():  # all from the same draws
-        denoisers[name] = learn(*loss, mixture=mixture, rng=copy.deepcopy(rng))
+        denoisers[name] = train(*loss, **counts, mixture=mixture, rng=copy.deepcopy(rng))
     gaps = {name: measure_gap(d, args.num_steps, mixture) for name, d in denoisers.items()}
     curves = {n: measure(denoisers["exact"], n, mixture) for n in STEP_COUNTS}
 
@@ -352,18 +352,17 @@ def main(argv=None):
     for n, logs in curves.items():
         rows.append([f"{n}", *(f"{mixture.average(log, 0):.4f}" for log in logs)])
     table(rows)
-    rows = [[f"denoiser ({args.num_steps} steps)", "gap", "steps", "learning", "base"]]
-    rows[0].append("KL(p_0 || q_0)")
+    columns = ["gap", "steps", "learning", "base", "KL(p_0 || q_0)"]
+    rows = [[f"denoiser ({args.num_steps} steps)", *columns]]
     rows += [[name, *(f"{value:.4f}" for value in gap)] for name, gap in gaps.items()]
     table(rows)
     off = max(abs(gap - sum(three)) for gap, *three, _ in gaps.values())
     print(f"gap = steps + learning + base, to {off:.0e}")
 
-    for name, figure in {
-        "bound": draw_bound({n: curves[n] for n in (10, 100)}, mixture.grid()),
-        "three-parts": draw_parts(gaps, args.num_steps),
-    }.items():
-        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    bound = draw_bound({n: curves[n] for n in (10, 100)}, mixture.grid())
+    bound.savefig(args.figures_dir / "bound.jpg", dpi=120)
+    three_parts = draw_parts(gaps, args.num_steps)
+    three_parts.savefig(args.figures_dir / "three-parts.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")
 
 

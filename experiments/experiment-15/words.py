@@ -71,11 +71,6 @@ def hide(x_0, t, rng):
     return x_0 * shown[:, :, None]
 
 
-def seen(x_t):
-    """Which letters are not hidden.  x_t: (n, length, letters).  Returns (n, length, 1)."""
-    return x_t.sum(dim=2, keepdim=True) > 0
-
-
 # --------------------------------------- The reverse mean ---------------------------------------
 
 
@@ -126,7 +121,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t, t=None):
         """E[x_0 | x_t], learned: a letter that is seen is known.  x_t: (n, length, letters)."""
-        return torch.where(seen(x_t), x_t, self.layers(x_t.float()).double().softmax(dim=2))
+        seen = x_t.sum(dim=2, keepdim=True) > 0
+        return torch.where(seen, x_t, self.layers(x_t.float()).double().softmax(dim=2))
 
 
 def train(words, *, train_steps, rng, batch_size=512, learning_rate=0.01):
@@ -168,7 +164,7 @@ def denoiser(x_t, t=None, *, words):
     fits = (agree == x_t.sum(dim=(1, 2))[:, None]).double()
     fits[fits.sum(dim=1) == 0] = 1
     mean = torch.einsum("nw,wlv->nlv", fits / fits.sum(dim=1, keepdim=True), words)
-    return torch.where(seen(x_t), x_t, mean)
+    return torch.where(x_t.sum(dim=2, keepdim=True) > 0, x_t, mean)
 
 
 def conditionals(words, denoiser):

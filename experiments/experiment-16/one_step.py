@@ -243,11 +243,6 @@ def learn(num_levels, *, train_steps, rng):
     return networks
 
 
-def restarted(twins):
-    """Two steps by `consistency` with the exact map: half way it leaves the flow.  (n,)"""
-    return flow_map(between(twins, STARTS, 0.5), 0.5, 0)
-
-
 def errors(x_0, twins):
     """Root mean square and median distance of x_0 to their twins, (n,) each."""
     apart = (x_0 - twins).abs()
@@ -329,7 +324,8 @@ def table(rows):
 
 def network_rows(samples, perfect, twins):
     """A row for each network, one for the map.  samples: {name: (x_0 in one step, in two)}."""
-    samples = {**samples, "exact map, as consistency": (twins, restarted(twins))}
+    half = between(twins, STARTS, 0.5)  # where `consistency` goes on with the exact map
+    samples = {**samples, "exact map, as consistency": (twins, flow_map(half, 0.5, 0))}
     rows = [["", "RMS", "median", "two steps: RMS", "median", "perfect, one step: RMS", "median"]]
     for name, x_0s in samples.items():
         fixed = [perfect[name]] if name in perfect else []

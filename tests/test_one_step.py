@@ -235,15 +235,15 @@ def test_main(tmp_path, monkeypatch):
     kept, printed = {}, []
 
     def spy(*args, original=s.learn, **kwargs):
-        kept.update(args=args, networks=original(*args, **kwargs))
+        kept.update(args=(*args, kwargs["train_steps"]), networks=original(*args, **kwargs))
         return kept["networks"]
 
     monkeypatch.setattr(s, "learn", spy)
     monkeypatch.setattr(s, "LEVELS", [2, 5, 100])
     monkeypatch.setattr(s, "EULER_STEPS", [1, 3])
     monkeypatch.setattr(s, "table", printed.append)
-    s.main(f"--train-steps 3 --num-levels 3 --figures-dir {tmp_path}".split())
-    assert kept["args"] == (3,)
+    s.main(f"--train-steps 3 --num-levels 4 --figures-dir {tmp_path}".split())
+    assert kept["args"] == (4, 3)
     twins = s.flow_map(s.STARTS, 1, 0)
     (heading, *rows), euler, levels = printed
     assert heading[1:] == [
@@ -267,7 +267,7 @@ def test_main(tmp_path, monkeypatch):
     network, _ = kept["networks"]["velocity"]
     rms = [s.errors(s.sample(s.euler, network, s.STARTS, n), twins)[0] for n in (1, 3)]
     assert euler == [["Euler steps", "1", "3"], ["RMS", *(f"{e:.4f}" for e in rms)]]
-    rms = [s.errors(s.consistent(s.STARTS, n), twins)[0] for n in (2, 3, 5, 100)]
-    exact = [["levels, perfect", "2", "3", "5", "100"], ["RMS", *(f"{e:.4f}" for e in rms)]]
+    rms = [s.errors(s.consistent(s.STARTS, n), twins)[0] for n in (2, 4, 5, 100)]
+    exact = [["levels, perfect", "2", "4", "5", "100"], ["RMS", *(f"{e:.4f}" for e in rms)]]
     assert levels == exact
     assert {path.stem for path in tmp_path.iterdir()} == {"maps", "error"}

@@ -207,7 +207,6 @@ def strips(ax, *pair):
         assert np.allclose(squares.reshape(10, 256), images[:10], atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Animation was deleted")
 def test_digits_are_drawn():
     """Images at random, so that no two are alike; a path of 4 steps in frames of 4, 1 and 0."""
     draws = torch.rand(4, 2, 5, 12, 256, generator=rng(13)) - 0.5

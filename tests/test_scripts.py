@@ -242,7 +242,6 @@ def test_where_the_figures_go(tmp_path, monkeypatch):
         assert contents(args.figures_dir) == {}
 
 
-@pytest.mark.filterwarnings("ignore:Animation was deleted")
 def test_extreme_input_gives_numbers(script, tmp_path, monkeypatch):
     """Counts at their least and sizes at one end, then the other: no NaN, in print or picture."""
 

@@ -80,7 +80,7 @@ class Network(nn.Module):
 
     def forward(self, x, t, r):
         """x, t, r: (n, 1) each.  Returns (n, 1)."""
-        # Larger inputs: the map's steep place is learned sooner.
+        # Scaled up: the map is steep, and small inputs start flat.
         return self.layers(torch.cat([3 * x, 2 * t, 2 * (t - r)], dim=1))
 
 

@@ -216,7 +216,7 @@ def test_bad_input_is_refused_before_any_work(script, tmp_path, monkeypatch):
     assert contents(tmp_path) == {"file": b"as it was"}
 
     # A folder that is there and takes no file, as on a read-only disk.
-    monkeypatch.setattr(script, "TemporaryFile", lambda dir: (dir / "no/file").open())
+    monkeypatch.setattr(Path, "touch", lambda path: (path / "no/file").open())
     status, out, err = run(script, "--figures-dir", tmp_path)
     assert (status, out) == (2, "")
     assert "--figures-dir" in err.splitlines()[-1]

@@ -30,10 +30,11 @@ Try this
 
 import math
 import os
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from tempfile import TemporaryFile
 
 os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 
@@ -328,33 +329,43 @@ def draw_samples(sampler, x_0, twins):
 # ------------------------------------------ Running it ------------------------------------------
 
 
-def options(argv, **knobs):
-    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on."""
+def options(argv, *faults, **knobs):
+    """The command line: num_steps=(default, least, largest, meaning) is --num-steps, and so on.
+
+    faults: what the script cannot do with the data at its top, a line each; it is refused.
+    """
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    add = partial(parser.add_argument, metavar="X")
-    add("--figures-dir", type=Path, help="default: figures; with other options, a folder in it")
+    text = "default: figures; with other options, a folder in it"
+    parser.add_argument("--figures-dir", metavar="X", type=os.path.expanduser, help=text)
     for name, (default, least, largest, meaning) in knobs.items():
         text = f"{meaning}: {least:_} to {largest:_}, default {default:_}"
-        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, metavar="X", type=type(default), default=default, help=text)
     args = parser.parse_args(argv)
     for name, (_, least, largest, _) in knobs.items():
         if not least <= (value := getattr(args, name)) <= largest:
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: {value} is not from {least:_} to {largest:_}")
+    for fault in faults:
+        parser.error(fault)
     tried = [f"{name}-{x}" for name, x in vars(args).items() if x != parser.get_default(name)]
     own = Path(__file__).parent / "figures" / "-".join(tried).replace("_", "-")
-    args.figures_dir = args.figures_dir or own
+    args.figures_dir = Path(args.figures_dir or own)
+    probe = args.figures_dir / "a-name-longer-than-that-of-any-figure-here"
     try:
         args.figures_dir.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=args.figures_dir).close()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         parser.error(f"argument --figures-dir: {error}")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a folder that is not in ASCII
     return args
 
 
 def table(rows):
     """Prints rows of strings, the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     for first, *others in rows:
         cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
         print(first.ljust(widths[0]), *cells, sep="  ")

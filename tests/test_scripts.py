@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SCRIPTS
-from matplotlib.animation import Animation
 from matplotlib.figure import Figure
+from pages import blocks, differences
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [script.stem for script in SCRIPTS]
@@ -102,9 +102,10 @@ def contents(folder):
 
 # -------------------------------------------- Copies --------------------------------------------
 # Names that play the same part in several scripts and do it in another way in each.
-OWN = {"main", "measure", "sample", "train", "animate", "least_loss", "guided"}
-OWN |= {"distance", "denoiser", "mixture", "trajectories", "Denoiser", "report"}
-OWN |= {"law", "times", "Network", "errors", "nearest"}
+OWN = set(
+    "main faults measure sample train report apart save_movie least_loss guided distance denoiser "
+    "mixture trajectories Denoiser Network law times errors nearest paths".split()
+)
 # Names that are the same to the letter in these scripts, if perhaps not in others.
 COPIES = {
     "reverse_mean": "swiss_roll generalization ddim_as_flow prediction_target likelihood digits "
@@ -129,7 +130,8 @@ def definitions(path):
 
 
 def alike(text):
-    """NumPy and torch draw normals in other words."""
+    """What is compared: code, without docstrings (shapes differ); normals by NumPy or torch."""
+    text = re.sub(r' *""".*?"""\n', "", text, flags=re.DOTALL)
     text = text.replace("rng.standard_normal(x_t.shape)", "normals")
     return text.replace("torch.randn(x_t.shape, generator=rng)", "normals")
 
@@ -227,6 +229,8 @@ def test_where_the_figures_go(tmp_path, monkeypatch):
     import point_mass
 
     monkeypatch.setattr(point_mass, "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     table = knobs(point_mass)
     defaults = words({name: default for name, (default, *_) in table.items()})
     changed = {name: largest for name, (_, _, largest, _) in [*table.items()][:2]}
@@ -236,52 +240,74 @@ def test_where_the_figures_go(tmp_path, monkeypatch):
         (defaults, "figures"),
         (words(changed), "figures/" + own.replace("_", "-")),
         ([*words(changed), "--figures-dir", tmp_path / "there"], "there"),
+        (["--figures-dir=~/there"], "home/there"),
     ]:
         args = point_mass.options([str(word) for word in arguments], **table)
         assert args.figures_dir == tmp_path / folder
         assert contents(args.figures_dir) == {}
 
 
-def test_extreme_input_gives_numbers(script, tmp_path, monkeypatch):
-    """Counts at their least and sizes at one end, then the other: no NaN, in print or picture."""
+def test_data_that_is_refused(tmp_path, capsys):
+    """options is told what is wrong with the data: one line, status 2, and no folder is made."""
+    import point_mass
 
-    def look(figure, _, dpi):
+    with pytest.raises(SystemExit, match="2"):
+        point_mass.options(["--figures-dir", str(tmp_path / "new")], "POINTS: one is NaN")
+    assert capsys.readouterr().err.endswith("error: POINTS: one is NaN\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_rows_of_any_length(capsys):
+    import point_mass
+
+    point_mass.table([["a", "bb"], ["ccc", "d", "eeee"], ["f"]])
+    assert capsys.readouterr().out.split("\n") == ["a    bb", "ccc   d  eeee", "f  ", ""]
+
+
+# -------------------------------------------- Running -------------------------------------------
+
+
+def test_runs(path, script, tmp_path, monkeypatch):
+    """Sizes at one end, twice: numbers, the same bytes, the figures that are committed.
+
+    Then sizes at the other end.  Pictures are drawn small: what is in them is the same.
+    """
+    savefig = Figure.savefig
+
+    def draw(figure, where, **how):
         for ax in figure.axes:
             assert np.isfinite([*ax.get_xlim(), *ax.get_ylim()]).all()
+        savefig(figure, where, **({**how, "dpi": 20} if isinstance(where, Path) else how))
 
-    monkeypatch.setattr(Figure, "savefig", look)
-    monkeypatch.setattr(Animation, "save", lambda *_, **__: None)
-    for end in (1, 2):
-        values = {
-            name: knob[end if type(knob[0]) is float else 1] for name, knob in knobs(script).items()
-        }
-        status, out, _ = run(script, *words(values), "--figures-dir", tmp_path)
+    monkeypatch.setattr(Figure, "savefig", draw)
+    counts, ends = small(script), [{}, {}]
+    for name, (default, least, largest, _) in knobs(script).items():
+        for end, value in zip(ends, (least, largest)):
+            end[name] = value if type(default) is float else counts.get(name, least)
+    ends[1] |= {name: least for name, (_, least, *_) in knobs(script).items() if name in counts}
+    printed = []
+    for folder, values in ("first", ends[0]), ("again", ends[0]), ("other", ends[1]):
+        status, out, _ = run(script, *words(values), "--figures-dir", tmp_path / folder)
         assert status == 0
+        *lines, last = out.splitlines()
+        assert last == f"figures: {tmp_path / folder}"
+        assert 1 <= len(lines) <= 16
         assert not re.search(r"\b(nan|inf)\b", out)
-
-
-# -------------------------------------------- Figures -------------------------------------------
-
-
-def test_the_same_command_writes_the_same_bytes(path, script, tmp_path):
-    """Twice, whatever was drawn before: the figures that are committed, and the same prints."""
-    command = words(small(script))
-    first = run(script, *command, "--figures-dir", tmp_path / "first")
-    torch.rand(1)
-    again = run(script, *command, "--figures-dir", tmp_path / "again")
-    *lines, last = first[1].splitlines()
-    assert (0, lines) == (again[0], again[1].splitlines()[:-1])
-    assert last == f"figures: {tmp_path / 'first'}"
+        printed.append(lines)
+        torch.rand(1)  # whatever was drawn before
+    assert printed[0] == printed[1]
     assert contents(tmp_path / "first") == contents(tmp_path / "again")
-    assert 2 <= len(lines) <= 12
     committed = contents(path.parent / "figures")
-    assert set(committed) == set(contents(tmp_path / "first"))
+    assert set(committed) == set(contents(tmp_path / "first")) == set(contents(tmp_path / "other"))
     for name, picture in committed.items():
         assert len(picture) <= (2_000_000 if name.endswith(".gif") else 300_000)
 
 
 def test_used_as_the_readme_says(tmp_path):
-    """cd into the experiment, run the script; from a notebook, and whatever matplotlibrc says."""
+    """cd into the experiment, run the script; from a notebook, and whatever matplotlibrc says.
+
+    Into a folder with a name that the output cannot be written in.
+    """
     import point_mass
 
     command = ["--num-steps", "5", "--num-samples", "40", "--figures-dir"]
@@ -290,16 +316,34 @@ def test_used_as_the_readme_says(tmp_path):
     settings = ["text.usetex: True", "figure.dpi: 33", "savefig.bbox: tight", "font.size: 30"]
     (tmp_path / "matplotlibrc").write_text("\n".join(settings))
     process = subprocess.run(
-        [sys.executable, "point_mass.py", *command, tmp_path / "own"],
+        [sys.executable, "point_mass.py", *command, tmp_path / "öwn"],
         cwd=Path(point_mass.__file__).parent,
-        env={**os.environ, **reader, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, **reader, "OMP_NUM_THREADS": "2", "PYTHONIOENCODING": "ascii"},
         capture_output=True,
     )
     assert (process.returncode, process.stderr) == (0, b"")
-    assert contents(tmp_path / "own") == contents(tmp_path / "here")
+    assert contents(tmp_path / "öwn") == contents(tmp_path / "here")
 
 
 # --------------------------------------------- Pages --------------------------------------------
+FAST = "gaussian point_mass two_points ddim_as_flow fast_samplers nearly_gaussian couplings "
+FAST += "guidance"
+
+
+@pytest.mark.parametrize("stem", FAST.split())
+def test_numbers_on_the_page(stem, tmp_path, monkeypatch):
+    """Console blocks are what a default run prints.  For the slow ones: python tests/pages.py"""
+    script = importlib.import_module(stem)
+    for name in vars(script).copy():
+        if name.startswith("draw_"):
+            monkeypatch.setattr(script, name, lambda *_, **__: Figure())
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    status, out, _ = run(script, "--figures-dir", tmp_path)
+    wanted = blocks(Path(script.__file__))
+    assert (status, len(wanted) > 2) == (0, True)
+    assert not [*differences(wanted, out.splitlines())], "lines of the page, and what is printed"
+
+
 PAGES = [ROOT / "README.md", *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")]
 
 

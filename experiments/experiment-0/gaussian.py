@@ -13,21 +13,22 @@ The truth beside it
 
 What to look for in figures/
     experiment-0-samples-ddm-ddim-toy-example.jpg   histograms on the law, which is not quite p_0
-    experiment-0-error-vs-steps.jpg                 from p_1 the errors fall; from the base they
-                                                    stop, DDIM's ten times as high as DDPM's
+    experiment-0-error-vs-steps.jpg                 from p_1 the errors fall towards 0; from the
+                                                    base they stop: which sampler's higher, and why?
     experiment-0-error-vs-sigma-q.jpg               sigma_q too small: the base is unlike p_1;
                                                     too large: the steps are too coarse
 
 Try this
-    python gaussian.py --num-steps 1    DDPM is far too wide, DDIM far too narrow
-    python gaussian.py --sigma-q 1      the base is unlike p_1; DDIM keeps more of that than DDPM
-    python gaussian.py --sigma-0 0.1    narrow data: DDPM's last noise is wider than the data
-    python gaussian.py --mu-0 0         the base has the right mean: only the std is wrong
+    python gaussian.py --num-steps 1    which sampler is too wide, and which too narrow?
+    python gaussian.py --sigma-q 1      the base is unlike p_1: which sampler keeps more of that?
+    python gaussian.py --sigma-0 0.1    narrow data: is DDPM's last noise wider than the data?
+    python gaussian.py --mu-0 0         the base has the right mean: what is left of the error?
 """
 
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -39,17 +40,24 @@ import numpy as np
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 ~ N(mu_0, sigma_0^2), and noise keeps it Gaussian. So a distribution is its (mean, std).
+MU_0, SIGMA_0 = 1.0, 0.7
 
 
-def p_t(t, *, mu_0, sigma_0, sigma_q):
-    """The distribution of x_t = x_0 + N(0, sigma_q^2 t).  p_0 is that of the data."""
-    return mu_0, (sigma_0**2 + sigma_q**2 * t) ** 0.5
+@dataclass(frozen=True)
+class Gaussian:
+    """x_0 ~ N(mu_0, sigma_0^2), and x_t = x_0 + N(0, sigma_q^2 t).  A law is its (mean, std)."""
 
+    mu_0: float
+    sigma_0: float
+    sigma_q: float
 
-def starts(**data):
-    """Where sampling starts, and where it ought to.  data: mu_0, sigma_0, sigma_q."""
-    return {"base": (0.0, data["sigma_q"]), "p_1": p_t(1, **data)}
+    def p_t(self, t):
+        """The distribution of x_t.  p_0 is that of the data."""
+        return self.mu_0, (self.sigma_0**2 + self.sigma_q**2 * t) ** 0.5
+
+    def starts(self):
+        """Where sampling starts, and where it ought to."""
+        return {"base": (0.0, self.sigma_q), "p_1": self.p_t(1)}
 
 
 # --------------------------------------- The reverse mean ---------------------------------------
@@ -126,16 +134,18 @@ def wasserstein(a, b):
 
 
 # ------------------------------------------ Measuring -------------------------------------------
+# data: a Gaussian; **vars(data) hands its three numbers on by name.
 SAMPLERS = ("DDPM", "DDIM")
 STEP_COUNTS = np.unique(np.geomspace(1, 10_000, 25).round().astype(int))
-SIGMA_QS = np.geomspace(0.1, 100, 61)
+SIZES = np.geomspace(0.1, 100, 61)  # sigma_q over the size of the data
 
 
-def sample(x_1, num_steps, rng, **data):
+def sample(x_1, num_steps, rng, data):
     """Runs both samplers from x_1, (n,).  Returns {sampler: x_0, (n,)}."""
+    mean = partial(reverse_mean, **vars(data))
     runs = {
-        "DDPM": ddpm(partial(reverse_mean, **data), x_1, num_steps, data["sigma_q"], rng),
-        "DDIM": ddim(partial(reverse_mean, **data), x_1, num_steps),
+        "DDPM": ddpm(mean, x_1, num_steps, data.sigma_q, rng),
+        "DDIM": ddim(mean, x_1, num_steps),
     }
     samples = {}
     for name, steps in runs.items():
@@ -150,28 +160,32 @@ def standard_errors(std, n):
     return std / n**0.5, std / (2 * n) ** 0.5
 
 
-def error(sampler, num_steps, start, **data):
-    """W_2 of the sampler's law and p_0.  start: (mean, std) of x_1."""
-    return wasserstein(law(sampler, num_steps, *start, **data), p_t(0, **data))
+def laws(num_steps, start, data):
+    """{sampler: the (mean, std) that it returns}.  start: (mean, std) of x_1."""
+    return {name: law(name, num_steps, *start, **vars(data)) for name in SAMPLERS}
 
 
-def error_vs_steps(**data):
-    """{(sampler, start): the error for each of STEP_COUNTS}, start "base" or "p_1"."""
+def errors(num_steps, start, data):
+    """{sampler: W_2 of its law and p_0}.  start: (mean, std) of x_1."""
+    found = laws(num_steps, start, data)
+    return {name: wasserstein(found[name], data.p_t(0)) for name in SAMPLERS}
+
+
+def error_vs_steps(data):
+    """{start: [errors for each of STEP_COUNTS]}, start "base" or "p_1"."""
     return {
-        (sampler, name): [error(sampler, int(n), start, **data) for n in STEP_COUNTS]
-        for sampler in SAMPLERS
-        for name, start in starts(**data).items()
+        name: [errors(int(n), start, data) for n in STEP_COUNTS]
+        for name, start in data.starts().items()
     }
 
 
 def error_vs_sigma_q(mu_0, sigma_0):
-    """{(sampler, num_steps): the error from the base for each of SIGMA_QS}."""
-    errors = {(sampler, n): [] for sampler in SAMPLERS for n in (10, 100, 1000)}
-    for sigma_q in SIGMA_QS.tolist():
-        data = {"mu_0": mu_0, "sigma_0": sigma_0, "sigma_q": sigma_q}
-        for (sampler, n), curve in errors.items():
-            curve.append(error(sampler, n, starts(**data)["base"], **data))
-    return errors
+    """sigma_q, as SIZES, and {num_steps: [errors from the base for each]}."""
+    sigma_qs = max(abs(mu_0), sigma_0) * SIZES
+    spread = [Gaussian(mu_0, sigma_0, sigma_q) for sigma_q in sigma_qs.tolist()]
+    return sigma_qs, {
+        n: [errors(n, data.starts()["base"], data) for data in spread] for n in (10, 100, 1000)
+    }
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -197,27 +211,27 @@ def draw_histogram(ax, points, exact, wanted, color, label):
     ax.legend(loc="upper left")
 
 
-def draw_samples(x_1, samples, num_steps, **data):
-    """The base, then what each sampler makes of it."""
+def draw_samples(x_1, samples, found, num_steps, data):
+    """The base, then what each sampler makes of it.  samples: of sample;  found: of laws."""
     fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     axes[1].sharex(axes[2])
     axes[1].sharey(axes[2])
-    base, p_1 = starts(**data).values()
+    base, p_1 = data.starts().values()
     draw_histogram(axes[0], x_1, base, p_1, PINK, "$p_1$")
     axes[0].set(xlabel="$x_1$", ylabel="density", title=r"the base, $N(0, \sigma_q^2)$")
-    for ax, (name, x_0) in zip(axes[1:], samples.items()):
-        exact = law(name, num_steps, *base, **data)
-        draw_histogram(ax, x_0, exact, p_t(0, **data), COLORS[name], "$p_0$")
+    for ax, name in zip(axes[1:], SAMPLERS):
+        draw_histogram(ax, samples[name], found[name], data.p_t(0), COLORS[name], "$p_0$")
         ax.set(xlabel="$x_0$", title=f"{name}, steps: {num_steps}")
     return fig
 
 
-def draw_error_vs_steps(errors):
-    """A panel for each start.  errors: of error_vs_steps."""
+def draw_error_vs_steps(by_steps):
+    """A panel for each start.  by_steps: of error_vs_steps."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained", sharey=True)
     for ax, start, title in zip(axes, ("p_1", "base"), ("from $p_1$", "from the base")):
         for name, color in COLORS.items():
-            ax.loglog(STEP_COUNTS, errors[name, start], "o-", color=color, ms=4, label=name)
+            curve = [found[name] for found in by_steps[start]]
+            ax.loglog(STEP_COUNTS, curve, "o-", color=color, ms=4, label=name)
         ax.set(xlabel=r"number of steps, $1/\Delta t$", title=title)
         ax.grid(alpha=0.3)
         ax.legend()
@@ -225,20 +239,19 @@ def draw_error_vs_steps(errors):
     return fig
 
 
-def draw_error_vs_sigma_q(errors, sigma_q):
-    """A panel for each sampler.  errors: of error_vs_sigma_q;  sigma_q: that of this run."""
+def draw_error_vs_sigma_q(sigma_qs, by_sigma_q, sigma_q):
+    """A panel for each sampler, of error_vs_sigma_q.  sigma_q: that of this run."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained", sharey=True)
-    strength = {10: 0.35, 100: 0.65, 1000: 1}
-    for (name, n), curve in errors.items():
-        ax = axes[SAMPLERS.index(name)]
-        style = {"color": COLORS[name], "alpha": strength[n], "lw": 2}
-        ax.loglog(SIGMA_QS, curve, **style, label=f"{n} steps")
-        ax.set(xlabel=r"$\sigma_q$", title=f"{name}, from the base")
-    axes[0].set_ylabel("$W_2$(law of the sampler, $p_0$)")
-    for ax in axes:
+    for ax, name in zip(axes, SAMPLERS):
+        for (n, found), alpha in zip(by_sigma_q.items(), (0.35, 0.65, 1)):
+            style = {"color": COLORS[name], "alpha": alpha, "lw": 2}
+            curve = [at_sigma_q[name] for at_sigma_q in found]
+            ax.loglog(sigma_qs, curve, **style, label=f"{n} steps")
         ax.axvline(sigma_q, color="k", ls=":", label=rf"$\sigma_q$ = {sigma_q:g}")
+        ax.set(xlabel=r"$\sigma_q$", title=f"{name}, from the base")
         ax.grid(alpha=0.3)
         ax.legend()
+    axes[0].set_ylabel("$W_2$(law of the sampler, $p_0$)")
     return fig
 
 
@@ -287,16 +300,16 @@ def table(rows):
         print(first.ljust(widths[0]), *cells, sep="  ")
 
 
-def report(samples, num_steps, **data):
+def report(samples, found, num_steps, data):
     """Rows of table: law and samples from the base; the error from either start."""
     rows = [["", "mean: law", "sampled", "s.e.", "std: law", "sampled", "s.e."]]
     rows[0] += ["W_2: from base", "from p_1"]
-    base, p_1 = starts(**data).values()
+    far = [errors(num_steps, start, data) for start in data.starts().values()]
     for name, x_0 in samples.items():
-        mean, std = law(name, num_steps, *base, **data)
+        mean, std = found[name]
         mean_se, std_se = standard_errors(std, len(x_0))
         numbers = [mean, x_0.mean(), mean_se, std, x_0.std(), std_se]
-        numbers += [error(name, num_steps, start, **data) for start in (base, p_1)]
+        numbers += [from_start[name] for from_start in far]
         rows.append([name, *(f"{number:.4f}" for number in numbers)])
     return rows
 
@@ -306,28 +319,28 @@ def main(argv=None):
         argv,
         num_steps=(1000, 1, 10_000, "steps of a sampler, 1 / dt"),
         num_samples=(100_000, 1, 10**6, "samples of each sampler"),
-        mu_0=(1.0, -100.0, 100.0, "mean of the data"),
-        sigma_0=(0.7, 0.1, 10.0, "std of the data"),
+        mu_0=(float(MU_0), -1000.0, 1000.0, "mean of the data"),
+        sigma_0=(float(SIGMA_0), 0.1, 100.0, "std of the data"),
         sigma_q=(7.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     rng = np.random.default_rng(args.seed)
-    data = {"mu_0": args.mu_0, "sigma_0": args.sigma_0, "sigma_q": args.sigma_q}
+    data = Gaussian(args.mu_0, args.sigma_0, args.sigma_q)
 
     x_1 = args.sigma_q * rng.standard_normal(args.num_samples)
-    samples = sample(x_1, args.num_steps, rng, **data)
+    samples = sample(x_1, args.num_steps, rng, data)
+    found = laws(args.num_steps, data.starts()["base"], data)
 
-    print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), base N(0, {args.sigma_q:g}^2),", end=" ")
-    print(f"samples of each sampler: {args.num_samples}, steps: {args.num_steps}")
-    table(report(samples, args.num_steps, **data))
-
-    by_sigma_q = error_vs_sigma_q(args.mu_0, args.sigma_0)
+    sigma_qs, by_sigma_q = error_vs_sigma_q(args.mu_0, args.sigma_0)
     for name, figure in {
-        "samples-ddm-ddim-toy-example": draw_samples(x_1, samples, args.num_steps, **data),
-        "error-vs-steps": draw_error_vs_steps(error_vs_steps(**data)),
-        "error-vs-sigma-q": draw_error_vs_sigma_q(by_sigma_q, args.sigma_q),
+        "samples-ddm-ddim-toy-example": draw_samples(x_1, samples, found, args.num_steps, data),
+        "error-vs-steps": draw_error_vs_steps(error_vs_steps(data)),
+        "error-vs-sigma-q": draw_error_vs_sigma_q(sigma_qs, by_sigma_q, args.sigma_q),
     }.items():
         figure.savefig(args.figures_dir / f"experiment-0-{name}.jpg", dpi=120)
+    print(f"data N({args.mu_0:g}, {args.sigma_0:g}^2), base N(0, {args.sigma_q:g}^2),", end=" ")
+    print(f"samples of each sampler: {args.num_samples}, steps: {args.num_steps}")
+    table(report(samples, found, args.num_steps, data))
     print(f"figures: {args.figures_dir}")
 
 

@@ -1,17 +1,17 @@
 """Experiment 1 held to references that share no code with it."""
 
+import re
 from functools import partial
 
 import numpy as np
 import point_mass as s
 import pytest
+from conftest import paste, rng, snippet
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 
-A = np.array([1.5, -0.75])
-BLUE, ORANGE = "#0072B2", "#E69F00"
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
+A = np.array([1.5, -0.75, 4.0])
+COLORS = {"DDPM": "#0072B2", "DDIM": "#E69F00"}
 
 
 @pytest.mark.parametrize(("t", "dt"), [(1.0, 0.001), (0.5, 0.2), (0.4, 0.399), (1.0, 1.0)])
@@ -19,20 +19,21 @@ def test_reverse_mean_by_bayes_rule(t, dt):
     """A sum over the noise up to t - dt, weighted by how well it explains x_t."""
     z = np.linspace(-9, 9, 2001)
     previous = A[:, None] + 2.0 * (t - dt) ** 0.5 * z
-    for x_t in np.array([[1.5, -0.75], [-2.0, 1.0]]):
+    for x_t in np.array([[1.5, -0.75, 0.0], [-2.0, 1.0, 3.0]]):
         weights = np.exp(-(z**2) / 2 - (x_t[:, None] - previous) ** 2 / (2 * 4.0 * dt))
         exact = (weights * previous).sum(axis=1) / weights.sum(axis=1)
-        np.testing.assert_allclose(s.reverse_mean(x_t, t, dt, a=A), exact, rtol=0, atol=1e-9)
+        wrong = f"E[x_(t-dt) | x_t = {x_t}] for a = {A}, t = {t}, dt = {dt}"
+        assert s.reverse_mean(x_t, t, dt, a=A) == pytest.approx(exact, abs=1e-9), wrong
 
 
 def test_ddim_at_every_step():
-    x_1 = 3 * rng().standard_normal((50, 2))
+    x_1 = 3 * rng().standard_normal((50, 3))
     for num_steps in (1, 2, 7, 200):
         steps = [x_1, *s.ddim(partial(s.reverse_mean, a=A), x_1, num_steps)]
-        assert len(steps) == num_steps + 1
+        exact = [A + (k / num_steps) ** 0.5 * (x_1 - A) for k in range(num_steps, -1, -1)]
+        np.testing.assert_allclose(steps, exact, rtol=0, atol=1e-13)
         exact = s.ddim_trajectory(x_1, s.times(num_steps), a=A)
         np.testing.assert_allclose(steps, exact, rtol=0, atol=1e-13)
-        np.testing.assert_allclose(steps[-1], np.tile(A, (50, 1)), rtol=0, atol=1e-15)
 
 
 def ddpm_mean_and_variance(x_1, k, num_steps, sigma_q):
@@ -42,9 +43,8 @@ def ddpm_mean_and_variance(x_1, k, num_steps, sigma_q):
 
 
 def test_ddpm_at_every_step():
-    n, x_1 = 100_000, np.array([3.0, -1.0])
-    starts = np.tile(x_1, (n, 1))
-    steps = s.ddpm(partial(s.reverse_mean, a=A), starts, 5, 2.0, rng(1))
+    n, x_1 = 100_000, np.array([3.0, -1.0, 0.0])
+    steps = s.ddpm(partial(s.reverse_mean, a=A), np.tile(x_1, (n, 1)), 5, 2.0, rng(1))
     for k, x_t in zip((4, 3, 2, 1, 0), steps):
         mean, variance = ddpm_mean_and_variance(x_1, k, 5, 2.0)
         assert (np.abs(x_t.mean(axis=0) - mean) < 5 * (variance / n) ** 0.5).all()
@@ -53,101 +53,81 @@ def test_ddpm_at_every_step():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 30])
 def test_ddpm_rms(num_steps):
-    """The start is N(0, 4 I): |a|^2 + 8 shrinks by t^2, and the steps' noise comes to it."""
+    """The start is N(0, 4 I): |a|^2 + 12 shrinks by t^2, and the steps' noise comes to it."""
     law = s.ddpm_rms(num_steps, 2.0, a=A)
-    assert len(law) == num_steps + 1
-    assert law[0] == pytest.approx((A @ A + 8) ** 0.5)
-    for k in range(num_steps):
+    for k in range(num_steps + 1):
         _, variance = ddpm_mean_and_variance(A, k, num_steps, 2.0)
-        exact = (k / num_steps) ** 2 * (A @ A + 8) + 2 * variance
+        exact = (k / num_steps) ** 2 * (A @ A + 12) + 3 * variance
         assert law[num_steps - k] == pytest.approx(exact**0.5, rel=1e-12)
 
 
-def test_distances():
-    x = np.array([[3.0, 4.0], [1.0, 0.0]])
-    np.testing.assert_allclose(s.distance(x, np.zeros(2)), [5, 1])
-    assert s.root_mean_square(np.array([5.0, 1.0])) == pytest.approx(13**0.5)
+@pytest.mark.parametrize("code", ["A = [30.0, -7.0, 0.5, 2.0]", "A = (-2, 5)", "the page's"])
+def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
+    """All of DDIM ends at the point, DDPM the last step's noise away: chi, d degrees of freedom."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    other = paste(s, snippet(s) if code == "the page's" else code)
+    other.main(["--num-samples", "500", "--num-steps", "10", "--figures-dir", str(tmp_path)])
+    ddpm, ddim = re.findall(r"^DD.*$", capsys.readouterr().out, re.MULTILINE)
+    measured, se, exact = (float(x) for x in ddpm.split()[-3:])
+    noise = np.linalg.norm(0.1**0.5 * rng().standard_normal((20_000, len(other.A))), axis=1)
+    assert exact == pytest.approx((noise**2).mean() ** 0.5, rel=0.02)
+    assert se == pytest.approx((noise**2).std() / 500**0.5 / (2 * exact), rel=0.05)
+    assert abs(measured - exact) < 5 * se
+    assert float(ddim.split()[-2]) < 1e-12
 
 
-def test_figures():
-    """Of paths that are no sampler's: each line is its own path, in its own panel and color."""
-    paths = {"DDPM": rng(1).standard_normal((5, 20, 2)), "DDIM": rng(2).standard_normal((5, 20, 2))}
-    t, law = np.array([1, 0.75, 0.5, 0.25, 0]), np.array([9.0, 7.0, 6.0, 2.0, 1.0])
-    planes, graphs = s.draw_paths(paths, A).axes, s.draw_distances(paths, law, A).axes
-    for plane, graph, name, color in zip(planes, graphs, paths, (BLUE, ORANGE)):
-        assert plane.get_title() == graph.get_title() == f"{name}, steps: 4"
-        assert graph.get_xlim()[0] > 1 > 0 > graph.get_xlim()[1]  # sampling runs to the right
-        assert graph.lines[0].get_label() == "samples"
-        for j in range(12):
-            x_t = paths[name][:, j]
-            r_t = np.hypot(*(x_t - A).T)
-            assert plane.lines[j].get_color() == color
-            np.testing.assert_array_equal(plane.lines[j].get_xydata(), x_t)
-            np.testing.assert_allclose(graph.lines[j].get_xydata().T, [t, r_t])
-            if name == "DDIM":  # the exact line and distance, from x_1 to a
-                np.testing.assert_allclose(plane.lines[12 + j].get_xydata(), [x_t[0], A])
-                fine, exact = graph.lines[12 + j].get_xydata().T
-                assert (fine[0], fine[-1]) == (1, 0)
-                np.testing.assert_allclose(exact, fine**0.5 * r_t[0])
-        starts, ends, star = plane.lines[-3:]  # above all others
-        assert starts.get_label() == "$x_1$, draws of the base"
-        assert (ends.get_label(), ends.get_color()) == (f"$x_0$, {name}", color)
-        assert star.get_label() == "$a$, all of the data"
-        for line, points in [(starts, paths[name][0]), (ends, paths[name][-1]), (star, [A])]:
-            np.testing.assert_array_equal(line.get_xydata(), points[:12])
-    assert (graphs[0].get_xlabel(), graphs[0].get_ylabel()) == ("$t$", "$|x_t - a|$")
-    assert planes[1].lines[12].get_label() == r"exact: $a + \sqrt{t}\,(x_1 - a)$"
-    assert graphs[1].lines[12].get_label() == r"exact: $\sqrt{t}\,|x_1 - a|$"
-    rms = np.hypot(*(paths["DDPM"] - A).T).T
-    for line, label, values in [
-        (graphs[0].lines[12], "root mean square of all", (rms**2).mean(axis=1) ** 0.5),
-        (graphs[0].lines[13], "exact root mean square", law),
-    ]:
-        assert line.get_label() == label
-        np.testing.assert_allclose(line.get_xydata().T, [t, values])
+@pytest.mark.parametrize("code", ["A = 1.0", "A = [1.0]", "A = [1.0, float('nan')]"])
+def test_what_is_no_point_is_refused(code, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        paste(s, code).main(["--figures-dir", str(tmp_path / "new")])
+    assert "error: A: " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
-def test_main(tmp_path, capsys, monkeypatch):
-    calls, printed, drawn = [], [], []
+def curves(ax, color):
+    """The lines of a panel in that color, (n, 2) each."""
+    return [line.get_xydata() for line in ax.lines if same_color(line.get_color(), color)]
 
-    def spy(x_1, num_steps, sigma_q, rng, *, a, original=s.sample):
-        paths = original(x_1, num_steps, sigma_q, rng, a=a)
-        paths["DDIM"][2, 7] += (3e-3, 4e-3)  # one sample, at one step
-        calls.append((x_1, num_steps, sigma_q, a, paths))
-        return paths
 
-    def spy_on_figure(*args, original=s.draw_distances):
-        drawn.extend(args)
-        return original(*args)
+def among(wanted, curves):
+    return any(c.shape == wanted.shape and np.allclose(c, wanted) for c in curves)
 
-    monkeypatch.setattr(s, "sample", spy)
-    monkeypatch.setattr(s, "draw_distances", spy_on_figure)
-    monkeypatch.setattr(s, "table", printed.extend)
-    flags = "--num-steps 4 --num-samples 10_000 --a-x 1.5 --a-y -0.75 --sigma-q 2"
+
+def test_main(tmp_path, spy, monkeypatch, capsys):
+    """What is drawn and printed is the paths' own; one sample is put off its line, at one step."""
+
+    def slip(mean, x_1, num_steps, original=s.ddim):
+        for k, x_t in enumerate(original(mean, x_1, num_steps)):
+            yield x_t + ((k == 1) & (np.arange(len(x_t)) == 7))[:, None] * [3e-3, 4e-3]
+
+    monkeypatch.setattr(s, "ddim", slip)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    run, planes, graphs = (spy(s, name) for name in ("paths", "draw_paths", "draw_distances"))
+    flags = "--num-steps 4 --num-samples 5000 --a-x 1.5 --a-y -0.75 --sigma-q 2 --seed 3"
     s.main([*flags.split(), "--figures-dir", str(tmp_path)])
-    ((x_1, num_steps, sigma_q, a, paths),) = calls
-    assert (num_steps, sigma_q, *a) == (4, 2, 1.5, -0.75)
-    assert x_1.std() == pytest.approx(2, rel=0.03)
-    assert abs(x_1.mean()) < 5 * 2 / 20_000**0.5
-    assert all(np.array_equal(x_t[0], x_1) for x_t in paths.values())
-    assert drawn[0] is paths
-    np.testing.assert_array_equal(drawn[1], s.ddpm_rms(4, 2, a=A))
-    names = {"sample-trajectories-ddim", "distance-vs-time"}
-    assert {path.stem for path in tmp_path.iterdir()} == {f"experiment-1-{name}" for name in names}
+    faint = {**COLORS, "DDPM": "0.8"}
+    a, t = A[:2], np.array([1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(run[0].x_1, 2 * rng(3).standard_normal((5000, 2)))
+    for plane, graph, name in zip(planes[0].result.axes, graphs[0].result.axes, COLORS):
+        x_t, color = run[0].result[name], COLORS[name]
+        r_t = np.linalg.norm(x_t - a, axis=2)
+        assert graph.get_xlim()[0] > 1 > 0 > graph.get_xlim()[1]  # sampling runs to the right
+        for j in range(12):
+            assert among(x_t[:, j], curves(plane, color))
+            assert among(np.stack([t, r_t[:, j]], 1), curves(graph, faint[name]))
+        assert among(x_t[0, :12], curves(plane, "0.5"))
+        assert among(x_t[-1, :12], curves(plane, color))
+        assert among(a[None], curves(plane, "none"))
+        if name == "DDIM":  # the exact line and distance, from x_1 to a
+            assert among(np.array([x_t[0, 5], a]), curves(plane, "k"))
+            fine = np.linspace(1, 0, 200)
+            assert among(np.stack([fine, fine**0.5 * r_t[0, 5]], 1), curves(graph, "k"))
+        else:
+            rms = (r_t**2).mean(axis=1) ** 0.5
+            assert among(np.stack([t, rms], 1), curves(graph, color))
+            assert among(np.stack([t, s.ddpm_rms(4, 2.0, a=a)], 1), curves(graph, "k"))
 
-    line = "data a = (1.5, -0.75), base N(0, 2^2 I), samples of each sampler: 10000, steps: 4"
-    assert capsys.readouterr().out.splitlines()[0] == line
-    heads, (ddpm, rms, se, law), (ddim, error, none, zero) = printed
-    assert heads == ["", "measured", "s.e.", "exact"]
-    assert (ddpm[:4], ddim[:4], none, zero) == ("DDPM", "DDIM", "", "0")
-    squares = ((paths["DDPM"][-1] - A) ** 2).sum(axis=1)
-    assert float(rms) == pytest.approx(squares.mean() ** 0.5, abs=1e-4)
-    assert float(law) == pytest.approx(2 * (2 / 4) ** 0.5, abs=1e-4)
-    assert 0 < abs(float(rms) - float(law)) < 5 * float(se)
-    assert float(se) == pytest.approx(squares.std() / 100 / (2 * squares.mean() ** 0.5), rel=0.05)
-    assert float(error) == pytest.approx(5e-3, rel=0.01)
-
-
-def test_table(capsys):
-    s.table([["", "a", "long"], ["first", "1.25", "2"]])
-    assert capsys.readouterr().out == "          a  long\nfirst  1.25     2\n"
+    ddpm, ddim = re.findall(r"^DD.*$", capsys.readouterr().out, re.MULTILINE)
+    numbers = [rms[-1], 2 * 0.5**0.5 / (2 * 5000**0.5), 2 * 0.5**0.5]
+    assert [float(x) for x in ddpm.split()[-3:]] == pytest.approx(numbers, abs=6e-5)
+    assert "0.005" in ddim.split()

@@ -23,10 +23,10 @@ What to look for in figures/
                                                 root mean square, does not end at 0
 
 Try this
-    python point_mass.py --num-steps 1          one step: DDIM is exact already
-    python point_mass.py --num-steps 1000       small steps: DDPM's last noise is small too
-    python point_mass.py --a-x 10 --a-y -4      far from the base: both end as before
-    python point_mass.py --sigma-q 4            wider noise, and DDPM ends four times as far from a
+    python point_mass.py --num-steps 1          one step: where does each sampler end?
+    python point_mass.py --num-steps 1000       small steps: how much closer does DDPM end?
+    python point_mass.py --a-x 10 --a-y -4      far from the base: which sampler ends worse?
+    python point_mass.py --sigma-q 4            wider noise: how far from a does DDPM end?
 """
 
 import os
@@ -40,10 +40,18 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# One point: x_0 = a, always. So x_t = a + N(0, sigma_q^2 t I).
+# One point: x_0 = a, always. So x_t = a + N(0, sigma_q^2 t I). Any number of coordinates; the
+# command line sets the first two, and the plane of these is drawn.
+A = np.array([1.0, 1.0])
+
+
+def faults(a):
+    """What the script cannot do with the point, a line each."""
+    if np.ndim(a) != 1 or len(a) < 2 or not np.isfinite(a).all():
+        return ["A: not a point of two or more coordinates"]
+    return []
 
 
 # --------------------------------------- The reverse mean ---------------------------------------
@@ -53,7 +61,7 @@ def reverse_mean(x_t, t, dt, *, a):
     """E[x_{t-dt} | x_t] when x_0 = a, exact for any dt.
 
     Of the noise x_t - a, the last dt brought on average the share dt / t.
-    x_t: (..., 2), at time t;  0 < dt <= t <= 1;  a: (2,).  Returns the shape of x_t.
+    x_t: (..., d), at time t;  0 < dt <= t <= 1;  a: (d,).  Returns the shape of x_t.
     """
     return ((t - dt) / t) * x_t + (dt / t) * a
 
@@ -96,7 +104,7 @@ def times(num_steps):
 
 
 def ddim_trajectory(x_1, t, *, a):
-    """Where DDIM is at the times t, (m,), from x_1, (n, 2), for any dt.  Returns (m, n, 2)."""
+    """Where DDIM is at the times t, (m,), from x_1, (n, d), for any dt.  Returns (m, n, d)."""
     return a + np.sqrt(t)[:, None, None] * (x_1 - a)
 
 
@@ -104,29 +112,27 @@ def ddpm_rms(num_steps, sigma_q, *, a):
     """Exact root mean square of |x_t - a| at `times`, when x_1 ~ N(0, sigma_q^2 I), the base.
 
     A step multiplies x_t - a by (t - dt) / t and adds N(0, sigma_q^2 dt I). The last multiplies by
-    0: what is left is its noise, sigma_q sqrt(2 dt).  Returns (num_steps + 1,).
+    0: what is left is its noise, sigma_q sqrt(d dt).  a: (d,).  Returns (num_steps + 1,).
     """
-    mean_squares = [a @ a + 2 * sigma_q**2]
+    mean_squares = [a @ a + len(a) * sigma_q**2]
     for k in range(num_steps, 0, -1):  # t = k dt
-        mean_squares.append(((k - 1) / k) ** 2 * mean_squares[-1] + 2 * sigma_q**2 / num_steps)
+        noise = len(a) * sigma_q**2 / num_steps
+        mean_squares.append(((k - 1) / k) ** 2 * mean_squares[-1] + noise)
     return np.sqrt(mean_squares)
 
 
 # ------------------------------------------ Measuring -------------------------------------------
 
 
-def sample(x_1, num_steps, sigma_q, rng, *, a):
-    """Runs both samplers from x_1, (n, 2).  {sampler: x_t at `times`, (num_steps + 1, n, 2)}"""
+def paths(x_1, num_steps, sigma_q, rng, *, a):
+    """Runs both samplers from x_1, (n, d).  {sampler: x_t at `times`, (num_steps + 1, n, d)}"""
     mean = partial(reverse_mean, a=a)
     runs = {"DDPM": ddpm(mean, x_1, num_steps, sigma_q, rng), "DDIM": ddim(mean, x_1, num_steps)}
-    paths = {}
-    for name, steps in runs.items():
-        paths[name] = np.stack([x_1, *tqdm(steps, name, num_steps, disable=None)])
-    return paths
+    return {name: np.stack([x_1, *steps]) for name, steps in runs.items()}
 
 
 def distance(x, y):
-    """|x - y|.  x, y: (..., 2).  Returns (...)."""
+    """|x - y|.  x, y: (..., d).  Returns (...)."""
     return np.linalg.norm(x - y, axis=-1)
 
 
@@ -138,6 +144,7 @@ def root_mean_square(distances):
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
 BLUE, ORANGE = "#0072B2", "#E69F00"
+COLORS = {"DDPM": BLUE, "DDIM": ORANGE}
 NUM_DRAWN = 12  # trajectories in a figure
 
 
@@ -146,27 +153,28 @@ def marks(num_steps):
     return {"marker": "o", "ms": 3.5, "markevery": max(1, num_steps // 50)}
 
 
-def draw_paths(paths, a):
-    """The plane, a panel for each sampler.  paths: of sample."""
+def draw_paths(found, a):
+    """The plane of the first two coordinates, a panel for each sampler.  found: of paths."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 5.3), layout="constrained", sharey=True)
-    drawn = np.stack([x_t[:, :NUM_DRAWN] for x_t in paths.values()])  # (2, num_steps + 1, n, 2)
-    num_steps = drawn.shape[1] - 1
+    drawn = {name: x_t[:, :NUM_DRAWN] for name, x_t in found.items()}
+    num_steps = len(found["DDIM"]) - 1
 
-    x_t = drawn[0]
-    axes[0].plot(x_t[..., 0], x_t[..., 1], color=BLUE, lw=0.6, **marks(num_steps))
+    x, y, *_ = drawn["DDPM"].T
+    axes[0].plot(x.T, y.T, color=BLUE, lw=0.6, **marks(num_steps))
+    x, y, *_ = drawn["DDIM"].T
+    axes[1].plot(x.T, y.T, color=ORANGE, ls="", **marks(num_steps))
+    x, y, *_ = ddim_trajectory(drawn["DDIM"][0], np.array([1.0, 0.0]), a=a).T
+    exact = axes[1].plot(x.T, y.T, "k", lw=0.8)
+    exact[0].set_label(r"exact: $a + \sqrt{t}\,(x_1 - a)$")
 
-    x_t = drawn[1]
-    exact = ddim_trajectory(x_t[0], np.array([1.0, 0.0]), a=a)
-    axes[1].plot(x_t[..., 0], x_t[..., 1], color=ORANGE, ls="", **marks(num_steps))
-    lines = axes[1].plot(exact[..., 0], exact[..., 1], "k", lw=0.8)
-    lines[0].set_label(r"exact: $a + \sqrt{t}\,(x_1 - a)$")
-
-    low, high = drawn.min(axis=(0, 1, 2)), drawn.max(axis=(0, 1, 2))
+    places = np.concatenate([*drawn.values()])[..., :2]
+    low, high = places.min(axis=(0, 1)), places.max(axis=(0, 1))
     (x, y), side = (low + high) / 2, 0.55 * (high - low).max()
-    for ax, name, x_t, color in zip(axes, paths, drawn, (BLUE, ORANGE)):
-        ax.plot(*x_t[0].T, "o", color="0.5", ms=6, label="$x_1$, draws of the base")
-        ax.plot(*x_t[-1].T, "o", color=color, ms=7, mec="k", label=f"$x_0$, {name}")
-        ax.plot(*a, "*", color="none", ms=20, mec="k", mew=1.5, label="$a$, all of the data")
+    for ax, (name, x_t) in zip(axes, drawn.items()):
+        ax.plot(*x_t[0, :, :2].T, "o", color="0.5", ms=6, label="$x_1$, draws of the base")
+        style = {"color": COLORS[name], "ms": 7, "mec": "k"}
+        ax.plot(*x_t[-1, :, :2].T, "o", **style, label=f"$x_0$, {name}")
+        ax.plot(*a[:2], "*", color="none", ms=20, mec="k", mew=1.5, label="$a$, all of the data")
         ax.set(xlabel="$x$", title=f"{name}, steps: {num_steps}", aspect="equal")
         ax.set(xlim=(x - side, x + side), ylim=(y - side, y + side))
         ax.legend()
@@ -174,25 +182,25 @@ def draw_paths(paths, a):
     return fig
 
 
-def draw_distances(paths, rms, a):
-    """|x_t - a| against t, a panel for each sampler.  paths: of sample;  rms: of ddpm_rms."""
+def draw_distances(found, rms, a):
+    """|x_t - a| against t, a panel for each sampler.  found: of paths;  rms: of ddpm_rms."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
     num_steps = len(rms) - 1
     t, fine = times(num_steps), np.linspace(1, 0, 200)
     dots = {"ls": "", **marks(num_steps)}
 
-    r_t = distance(paths["DDPM"], a)
+    r_t = distance(found["DDPM"], a)
     axes[0].plot(t, r_t[:, :NUM_DRAWN], color="0.8", lw=0.7)[0].set_label("samples")
     axes[0].plot(t, root_mean_square(r_t), color=BLUE, **dots, label="root mean square of all")
     axes[0].plot(t, rms, "k", lw=0.8, label="exact root mean square")
 
-    x_t = paths["DDIM"][:, :NUM_DRAWN]
+    x_t = found["DDIM"][:, :NUM_DRAWN]
     exact = distance(ddim_trajectory(x_t[0], fine, a=a), a)
     axes[1].plot(t, distance(x_t, a), color=ORANGE, **dots)[0].set_label("samples")
     axes[1].plot(fine, exact, "k", lw=0.8)[0].set_label(r"exact: $\sqrt{t}\,|x_1 - a|$")
 
     axes[0].set_ylabel("$|x_t - a|$")
-    for ax, name in zip(axes, paths):
+    for ax, name in zip(axes, found):
         ax.set(xlabel="$t$", title=f"{name}, steps: {num_steps}")
         ax.invert_xaxis()
         ax.legend(loc="upper right")
@@ -245,26 +253,36 @@ def table(rows):
 
 
 def main(argv=None):
+    wrong = faults(A)
+    x, y = (1.0, 1.0) if wrong else map(float, A[:2])
     args = options(
         argv,
+        *wrong,
         num_steps=(20, 1, 1000, "steps of a sampler, 1 / dt"),
         num_samples=(2000, 1, 10_000, "samples of each sampler"),
-        a_x=(1.0, -100.0, 100.0, "the data's point, x"),
-        a_y=(1.0, -100.0, 100.0, "the data's point, y"),
+        a_x=(x, -100.0, 100.0, "the data's point, x"),
+        a_y=(y, -100.0, 100.0, "the data's point, y"),
         sigma_q=(1.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     rng = np.random.default_rng(args.seed)
-    a = np.array([args.a_x, args.a_y])
+    a = np.array([args.a_x, args.a_y, *A[2:]])
 
-    x_1 = args.sigma_q * rng.standard_normal((args.num_samples, 2))
-    paths = sample(x_1, args.num_steps, args.sigma_q, rng, a=a)
+    x_1 = args.sigma_q * rng.standard_normal((args.num_samples, len(a)))
+    found = paths(x_1, args.num_steps, args.sigma_q, rng, a=a)
     exact = ddpm_rms(args.num_steps, args.sigma_q, a=a)
-    error = distance(paths["DDIM"], ddim_trajectory(x_1, times(args.num_steps), a=a)).max()
-    rms = root_mean_square(distance(paths["DDPM"][-1], a))
-    rms_se = exact[-1] / (2 * args.num_samples**0.5)  # |x_0 - a|^2 is exponential: std = mean
+    error = distance(found["DDIM"], ddim_trajectory(x_1, times(args.num_steps), a=a)).max()
+    rms = root_mean_square(distance(found["DDPM"][-1], a))
+    # |x_0 - a|^2 is chi-squared, d degrees of freedom: its std is its mean times sqrt(2 / d).
+    rms_se = exact[-1] / (2 * len(a) * args.num_samples) ** 0.5
 
-    print(f"data a = ({args.a_x:g}, {args.a_y:g}), base N(0, {args.sigma_q:g}^2 I),", end=" ")
+    for name, figure in {
+        "sample-trajectories-ddim": draw_paths(found, a),
+        "distance-vs-time": draw_distances(found, exact, a),
+    }.items():
+        figure.savefig(args.figures_dir / f"experiment-1-{name}.jpg", dpi=120)
+    point = ", ".join(f"{number:g}" for number in a[:2]) + ", ..." * (len(a) > 2)
+    print(f"data a = ({point}), base N(0, {args.sigma_q:g}^2 I), dimensions: {len(a)},", end=" ")
     print(f"samples of each sampler: {args.num_samples}, steps: {args.num_steps}")
     rows = [
         ["", "measured", "s.e.", "exact"],
@@ -272,12 +290,6 @@ def main(argv=None):
         ["DDIM: |x_t - a - sqrt(t) (x_1 - a)|, largest", f"{error:.2g}", "", "0"],
     ]
     table(rows)
-
-    for name, figure in {
-        "sample-trajectories-ddim": draw_paths(paths, a),
-        "distance-vs-time": draw_distances(paths, exact, a),
-    }.items():
-        figure.savefig(args.figures_dir / f"experiment-1-{name}.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")
 
 

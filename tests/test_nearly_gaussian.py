@@ -1,12 +1,15 @@
-"""Experiment 9 held to closed forms, to differences and to brute force."""
+"""Experiment 9 held to quadrature, to recursions and to sums over every step."""
 
 import math
-from functools import partial
+import re
+from pathlib import Path
 
 import nearly_gaussian as s
 import numpy as np
 import pytest
+from conftest import paste, rng, snippet
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 DATA = s.Mixture(sigma_0=0.3, sigma_q=2.0)
 
@@ -15,42 +18,99 @@ def normal(x, mean, variance):
     return np.exp(-((x - mean) ** 2) / (2 * variance)) / (2 * math.pi * variance) ** 0.5
 
 
-def p(x, t):
-    return 0.6 * normal(x, -1, 0.09 + 4 * t) + 0.4 * normal(x, 1, 0.09 + 4 * t)
+def log(p):
+    return np.log(np.maximum(p, 1e-300))
 
 
-def mean_0(x, t):
-    """E[x_0 | x_t = x], as a ratio: each Gaussian has its own linear regression."""
-    to_center = 4 * t / (0.09 + 4 * t)
-    left = 0.6 * normal(x, -1, 0.09 + 4 * t) / p(x, t)
-    return x + to_center * (left * (-1 - x) + (1 - left) * (1 - x))
+def close(got, want, hint, **tolerance):
+    assert got is not None, hint
+    assert np.allclose(got, want, **{"rtol": 1e-6, "atol": 1e-9, **tolerance}), hint
 
 
-# ----------------------------- Mixture, log_output: also experiment 10's -----------------------
+def numbers(rows):
+    """The cells of a table that are numbers, but for the first of each row."""
+    return [cell for row in rows for cell in row[1:] if re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", cell)]
 
 
-@pytest.mark.parametrize("t", [0.0, 0.01, 0.3, 1.0])
-def test_density_posterior_and_score(t):
-    x, h = np.linspace(-3, 3, 24), 1e-5
-    np.testing.assert_allclose(np.exp(DATA.log_density(x.reshape(2, 3, 4), t)).ravel(), p(x, t))
-    want = [0.6 * normal(x, -1, 0.09 + 4 * t), 0.4 * normal(x, 1, 0.09 + 4 * t)]
-    np.testing.assert_allclose(DATA.posterior(x, t), want / p(x, t), atol=1e-12)
-    slope = (np.log(p(x + h, t)) - np.log(p(x - h, t))) / (2 * h)
-    np.testing.assert_allclose(DATA.score(x, t), slope, atol=1e-6)
+CODE = "WEIGHTS, CENTERS = "
+OTHER_DATA = {
+    "the script's": (CODE + "np.array([0.6, 0.4]), np.array([-1.0, 1.0])", 0.3, 2.0),
+    "the page's": (snippet(s), 0.4, 2.0),
+    "three times as large": (CODE + "[0.1, 0.4, 0.2, 0.3], [20, 26, 14.5, 22]", 0.9, 4.0),
+    "one Gaussian": (CODE + "np.array([1.0]), np.array([-3.0])", 0.5, 1.0),
+}
 
 
-@pytest.mark.parametrize(("sigma_0", "sigma_q"), [(0.15, 4.0), (0.3, 2.0), (1.0, 0.5)])
-def test_averages(sigma_0, sigma_q, monkeypatch):
-    """The mixture's moments; with both centers at 0.5, entropy and information of a Gaussian."""
-    data = s.Mixture(sigma_0, sigma_q)
-    x = data.grid()
-    for t in (0, 0.4, 1):
-        variance = sigma_0**2 + sigma_q**2 * t
-        assert [data.average(x**k, t) for k in (0, 1, 2)] == pytest.approx([1, -0.2, 1 + variance])
-        with monkeypatch.context() as patch:
-            patch.setattr(s, "CENTERS", np.array([0.5, 0.5]))
-            assert data.entropy(t) == pytest.approx(np.log(2 * np.pi * np.e * variance) / 2)
-            assert data.fisher(t) == pytest.approx(1 / variance)
+@pytest.mark.parametrize(("code", "sigma_0", "sigma_q"), OTHER_DATA.values(), ids=OTHER_DATA)
+def test_the_truth_follows_the_data(code, sigma_0, sigma_q):
+    """By sums over x_0 and x_t on a grid of this test's own, derivatives by differences."""
+    m, described = paste(s, code), {"np": np}
+    exec(code, described)
+    data = m.Mixture(sigma_0, sigma_q)
+    weights, centers = np.array(described["WEIGHTS"]), np.array(described["CENTERS"], float)
+    h = sigma_0 / 10
+    x = np.arange(min(0, *centers) - 6.5 * sigma_q, max(0, *centers) + 6.5 * sigma_q, h)
+    p_0 = weights @ normal(x, centers[:, None], sigma_0**2)
+
+    def p(t, y=x):
+        return h * normal(y[:, None], x, sigma_q**2 * t) @ p_0 if t else p_0
+
+    t, dt = 0.3, 0.2
+    p_t, before, variance = p(t), p(t - dt), sigma_q**2 * dt
+    near = p_t > 1e-9
+    bayes = before * normal(x[near][:, None], x, variance) / p_t[near][:, None]
+    mean = h * bayes @ x
+    hint = "reverse_mean: Tweedie's x_t + sigma_q^2 dt score, which is Bayes' mean of x_{t-dt}"
+    close(m.reverse_mean(x[near], t, dt, mixture=data), mean, hint, atol=1e-6)
+
+    close(np.exp(data.log_density(x.reshape(1, -1), t))[0], p_t, "log_density: of p_t")
+    parts = [w * normal(x, c, sigma_0**2 + sigma_q**2 * t) for w, c in zip(weights, centers)]
+    close((data.posterior(x, t) * p_t)[:, near], np.array(parts)[:, near], "posterior: Bayes' rule")
+    slope = (log(p(t, x[near] + 1e-4)) - log(p(t, x[near] - 1e-4))) / 2e-4
+    close(data.score(x[near], t), slope, "score: the derivative of log p_t", atol=1e-5)
+    close(data.entropy(t), -h * p_t @ log(p_t), "entropy: -E log p_t", rtol=1e-5)
+    close(data.fisher(t), h * p_t[near] @ slope**2, "fisher: E[score^2]", rtol=1e-5)
+
+    kls = []
+    for center, width in [
+        (x[near], variance),
+        (mean, variance),
+        (mean, h * (bayes * (x - mean[:, None]) ** 2).sum(axis=1)),
+    ]:
+        ratio = log(bayes) + (x - center[:, None]) ** 2 / (2 * np.reshape(width, (-1, 1)))
+        ratio += np.log(2 * math.pi * np.reshape(width, (-1, 1))) / 2
+        kls.append(h * h * p_t[near] @ (bayes * ratio).sum(axis=1))
+    hint = "identities: H(p_t) - H(p_{t-dt}); with the right mean sigma^2 J(t) / 2 less"
+    close([*(m.identities(t, dt, data) or {"": 0}).values()], kls[:2], hint, atol=1e-6)
+    got = m.step_kl(x[near], t, dt, data)
+    hint = (
+        "step_kl: KL(posterior || Gaussian) with mean x_t, the right mean, and the right variance"
+    )
+    close([h * p_t[near] @ kl for kl in got.values()], kls, hint, atol=1e-6)
+
+    sigmas = np.array([0.01, 0.011, sigma_q / 2])
+    divergences, exact, limits = (list(part.values()) for part in m.measure_steps(sigmas, data))
+    close(np.array(divergences[:2]), exact, "measure_steps: Bayes' rule and identities", rtol=1e-9)
+    hint = "constants: E[F'^2] / 2, E[F''^2] / 4, E[F'''^2] / 12 are the limits of KL / sigma^n"
+    close(np.array(divergences)[:, :2], np.array(limits)[:, :2], hint, rtol=0.02, atol=1e-14)
+
+    run = list(m.measure_run(1, data).values())
+    steps = h * normal(x[:, None], x + sigma_q**2 * np.gradient(log(p(1)), h), sigma_q**2)
+    q = steps @ normal(x, 0, sigma_q**2)
+    base = h * p(1) @ log(p(1) / normal(x, 0, sigma_q**2))
+    hint = "measure_run: one step from the base; the bound is the sum + KL(p_1 || base)"
+    close(run[3] - run[2], base, hint, rtol=1e-4)
+    close(run[4], h * p_0 @ log(p_0 / q), hint, rtol=2e-3)
+    assert run[4] < run[3]
+
+
+def test_data_that_it_cannot_do(capsys, tmp_path):
+    for data in ("[0.5, 0.6], [0, 1]", "[1.2, -0.2], [0, 1]", "[0.5, 0.5], [0]", "[1], [90]"):
+        with pytest.raises(SystemExit) as end:
+            paste(s, f"WEIGHTS, CENTERS = {data}").main(["--figures-dir", str(tmp_path / "new")])
+        assert end.value.code == 2
+        assert re.search("WEIGHTS|CENTERS", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5])
@@ -60,147 +120,92 @@ def test_output_of_a_linear_denoiser(slope):
     for k in range(num_steps, 0, -1):
         factor = slope / k + 1 - 1 / k
         center, variance = 0.3 + factor * (center - 0.3), factor**2 * variance + 4 / num_steps
-    mean = lambda x_t, t, dt: x_t + dt / t * (1 - slope) * (0.3 - x_t)  # noqa: E731
-    log_q = s.log_output(mean, x, num_steps, 2.0)
-    near = abs(x) < (8 if slope == 0 else 2)
-    want = -((x - center) ** 2) / (2 * variance) - np.log(2 * math.pi * variance) / 2
-    assert log_q[near] == pytest.approx(want[near], abs=1e-6)
+    log_q = s.log_output(lambda x, t, dt: x + dt / t * (1 - slope) * (0.3 - x), x, num_steps, 2.0)
+    near = abs(x - center) < 7 * variance**0.5
+    want = np.log(normal(x[near], center, variance))
+    close(log_q[near], want, "log_output: each step to a Gaussian about the mean", atol=1e-6)
     assert np.isfinite(log_q).all()
 
 
-# ------------------------------------------- One step ------------------------------------------
+def test_a_run():
+    """Its sums over every step; two steps of what DDPM returns; and the limit for many."""
+    for n, data in [(2, DATA), (40, s.Mixture(1.0, 2.0))]:
+        wrong, limit, right, _, kl, std = s.measure_run(n, data).values()
+        sums = [[*s.identities(k / n, 1 / n, data).values()] for k in range(1, n + 1)]
+        close([wrong, right], np.sum(sums, axis=0), "measure_run: sums of the steps' identities")
+        if n == 2:
+            x = np.linspace(-16, 16, 1601)
+            means = [x + 4 * (1 / 2) * data.score(x, t) for t in (1, 0.5)]
+            half, last = (0.02 * normal(x[:, None], mean, 2) for mean in means)
+            p_0, q = np.exp(data.log_density(x, 0)), last @ half @ normal(x, 0, 4)
+            close(kl, 0.02 * p_0 @ log(p_0 / q), "measure_run: KL(p_0 || q_0)")
+            close(std**2, 0.02 * (q @ x**2) - (0.02 * (q @ x)) ** 2, "measure_run: std of q_0")
+    close(limit, right, "measure_run: the limit of the sum with the right mean", rtol=0.05)
 
 
-def test_step_posterior_is_bayes_rule():
-    """Over p_t(x_t), which is known, not over its sum; and its mean is the reverse mean."""
-    x_t, t, dt = np.array([-4.0, 0.1, 1.0]), 0.3, 0.2
-    moves, logs = s.step_posterior(x_t, t, dt, DATA)
-    want = p(x_t[:, None] + moves, t - dt) * normal(moves, 0, 0.8) / p(x_t, t)[:, None]
-    np.testing.assert_allclose(np.exp(logs), want, atol=1e-10)
-    mean = x_t + want @ moves * (moves[1] - moves[0])
-    np.testing.assert_allclose(s.reverse_mean(x_t, t, dt, mixture=DATA), mean, atol=1e-10)
+def lines_of(ax, color):
+    return [line.get_xydata().T for line in ax.lines if to_hex(line.get_color()) == color.lower()]
 
 
-@pytest.mark.parametrize(("t", "dt"), [(1.0, 1.0), (0.6, 0.25), (0.02, 0.01)])
-@pytest.mark.parametrize("sigma_0", [0.15, 1.0])
-def test_identities(t, dt, sigma_0):
-    data = s.Mixture(sigma_0, 2.0)
-    got = [data.average(row, t) for row in s.step_kl(data.grid(), t, dt, data)]
-    np.testing.assert_allclose(s.identities(t, dt, data), got[:2], atol=1e-11)
-    assert got[0] > got[1] > got[2] > 0
-
-
-def test_small_steps():
-    sigmas = np.array([0.005, 0.0055, 0.1])
-    divergences, exact, limits = s.measure_steps(sigmas, DATA)
-    np.testing.assert_allclose(divergences[:2] / limits[:2], 1, rtol=0.005)
-    np.testing.assert_allclose(divergences[:, :2], exact, atol=1e-12)
-
-
-# -------------------------------------------- A run --------------------------------------------
-
-
-def test_a_run(monkeypatch):
-    """One step by brute force, two and many by sums over every step."""
-    monkeypatch.setattr(s, "STEP_COUNTS", [1, 2, 300])
-    wrong, limit, right, bound, kl, std = s.measure_runs(DATA)
-    x, step = np.linspace(-16, 16, 1601), 0.02
-    near = abs(x) < 5
-    rise = step * (p(x, 0)[near] @ np.log(p(x, 0)[near]) - p(x, 1) @ np.log(p(x, 1)))
-    base = step * p(x, 1) @ np.log(p(x, 1) / normal(x, 0, 4))
-    assert wrong == pytest.approx([rise] * 3)
-    assert bound - right == pytest.approx([base] * 3)
-    for k, n in enumerate([1, 2, 300]):
-        sums = sum(s.identities(j / n, 1 / n, DATA) for j in range(1, n + 1))
-        assert [wrong[k], right[k]] == pytest.approx(sums)
-    assert limit * [1, 2, 300] == pytest.approx([300 * right[2]] * 3, rel=0.03)
-
-    q = step * normal(x[:, None], mean_0(x, 1), 4) @ normal(x, 0, 4)
-    assert kl[0] == pytest.approx(step * p(x, 0)[near] @ np.log((p(x, 0) / q)[near]))
-    assert std[0] ** 2 == pytest.approx(step * (q @ x**2) - (step * (q @ x)) ** 2)
-    half = normal(x[:, None], (x + mean_0(x, 1)) / 2, 2) @ normal(x, 0, 4)
-    q = step**2 * normal(x[:, None], mean_0(x, 0.5), 2) @ half
-    assert kl[1] == pytest.approx(step * p(x, 0)[near] @ np.log((p(x, 0) / q)[near]))
-    assert kl[2] < 0.003
-
-
-# ------------------------------------ What is drawn and printed --------------------------------
-
-
-def test_figure_2_of_the_tutorial():
-    for ax, sigma, kl in zip(s.draw_step(DATA).axes, (1 / 2, 1 / 4, 1 / 64), (0.668, 0.719, 0)):
-        assert ax.get_title().startswith(rf"$\sigma$ = {sigma:.3g}: KL = {kl:.3g}")
-        t = (sigma / 2) ** 2
-        (line,), (area,) = ax.lines, ax.collections
+def test_what_is_drawn():
+    for ax, sigma in zip(s.draw_step(DATA).axes, (1 / 2, 1 / 4, 1 / 64)):
+        (line,), (area,), t = ax.lines, ax.collections, (sigma / 2) ** 2
         x, density = line.get_xydata().T
-        np.testing.assert_allclose(density, normal(x, mean_0(np.zeros(1), t), sigma**2))
+        mean = float(s.reverse_mean(np.zeros(1), t, t, mixture=DATA)[0])
+        close(density, normal(x, mean, sigma**2), "draw_step: the Gaussian of the right mean")
         x, density = area.get_paths()[0].vertices[1 : len(x) + 1].T
-        np.testing.assert_allclose(density, p(x, 0) * normal(x, 0, sigma**2) / p(0, t), atol=1e-9)
-        assert line.get_label() == r"$N(E[x_0|x_t = 0], \sigma^2)$"
-        assert area.get_label() == "posterior $p(x_0|x_t = 0)$"
-        assert ax.get_xlim() == pytest.approx((-4.5 * sigma, 4.5 * sigma))
+        posterior = np.exp(DATA.log_density(x, 0) - DATA.log_density(np.zeros(1), t))
+        close(density, posterior * normal(x, 0, sigma**2), "draw_step: the posterior")
+        kl = s.step_kl(np.zeros(1), t, t, DATA)[s.RIGHT][0]
+        assert f"{sigma:.3g}" in ax.get_title()
+        assert f"{kl:.3g}" in ax.get_title()
+
+    names, values = [*s.measure_run(1, DATA)], rng().uniform(1, 2, (3, 6))
+    ax = s.draw_runs({n: dict(zip(names, row)) for n, row in zip((2, 5, 9), values)}).axes[0]
+    for color, column in [(s.PINK, 0), ("#000000", 1), (s.BLUE, 2), (s.SKY, 4)]:
+        assert np.array_equal(lines_of(ax, color), [[[2, 5, 9], values[:, column]]])
+
+    sigmas, (kls, exact, limits) = np.array([0.5, 1, 2]), rng(1).uniform(1, 2, (3, 3, 3))
+    given = [dict(zip(s.GAUSSIANS, curves)) for curves in (kls, exact[:2], limits)]
+    ax = s.draw_sigmas(sigmas, *given).axes[0]
+    for color, kl, limit in zip((s.PINK, s.BLUE, s.GREEN), kls, limits):
+        assert np.array_equal(lines_of(ax, color), [[sigmas, kl], [sigmas, limit]])
+    assert np.array_equal(lines_of(ax, "#000000"), [[sigmas, curve] for curve in exact[:2]])
 
 
-def test_curves_are_what_their_labels_say(monkeypatch):
-    monkeypatch.setattr(s, "STEP_COUNTS", [2, 5, 9])
-    numbers = np.random.default_rng(0).uniform(1, 2, (6, 3))
-    ax = s.draw_runs(numbers).axes[0]
-    lines = {line.get_label(): line.get_xydata().T for line in ax.lines}
-    outputs = r"KL$(p_0\,\|\,q_0)$, of what DDPM returns"
-    labels = ["sum, mean $x_t$", f"{2 * numbers[1, 0]:.4g} / number of steps", "sum, right mean"]
-    for label, y in zip([*labels, outputs], numbers[[0, 1, 2, 4]]):
-        assert np.array_equal(lines.pop(label), [[2, 5, 9], y])
-    assert not lines
-
-    sigmas, limits = np.array([0.5, 1, 2]), np.array([[0.75, 0.25, 0.125]] * 3)
-    ax = s.draw_sigmas(sigmas, numbers[:3].T, numbers[3:5].T, limits).axes[0]
-    lines = {(line.get_label(), line.get_color()): line.get_xydata().T for line in ax.lines}
-    for k, label in enumerate(["mean $x_t$", "right mean", "right mean and variance"]):
-        color = [s.PINK, s.BLUE, s.GREEN][k]
-        assert np.array_equal(lines[label, color], [sigmas, numbers[k]])
-        dashes = rf"${limits[0, k] * 2 ** (2 * k + 2):.3g}\,\sigma^{2 * k + 2}$"
-        assert np.array_equal(lines[dashes, color], [sigmas, limits[:, k]])
-    black = [line for line in ax.lines if to_hex(line.get_color()) == "#000000"]
-    assert np.array_equal([line.get_ydata() for line in black], numbers[3:5])
-    assert (black[0].get_label(), len(ax.lines)) == ("identities", 8)
-
-
-def test_main(tmp_path, monkeypatch):
-    """Each number printed or drawn is that of the function it comes from."""
-    tables, saved = [], {}
-
-    class Figure:
-        def __init__(self, name, *arguments):
-            self.savefig = lambda path, dpi: saved.update({path.name: (name, arguments)})
-
-    for name in ("draw_step", "draw_sigmas", "draw_runs"):
-        monkeypatch.setattr(s, name, partial(Figure, name))
-    monkeypatch.setattr(s, "table", tables.append)
+def test_main(tmp_path, monkeypatch, spy):
+    """Each number printed or drawn is that of the function it comes from; the page's data runs."""
+    calls = {name: spy(s, name) for name in ("measure_steps", "measure_run", "table")}
+    drawn = {name: spy(s, name) for name in ("draw_step", "draw_sigmas", "draw_runs")}
     monkeypatch.setattr(s, "STEP_COUNTS", [1, 10])
+    monkeypatch.setattr(s, "NUM_SIGMAS", 4)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     s.main(f"--figures-dir {tmp_path} --sigma-0 0.5 --sigma-q 3".split())
-    data, sigmas = s.Mixture(0.5, 3.0), np.geomspace(0.01, 3, 25)
-    divergences, exact, limits = steps = s.measure_steps(sigmas, data)
-    slopes = np.log(divergences[1] / divergences[0]) / np.log(300) * 24
-    runs = s.measure_runs(data)
+    (steps,), runs, (first, second) = calls.values()
+    sigmas, (kls, exact, limits) = np.geomspace(0.01, 3, 4), steps.result
+    assert steps.mixture == runs[0].mixture == drawn["draw_step"][0].mixture == s.Mixture(0.5, 3.0)
+    close(steps.sigmas, sigmas, "main: from .01 to sigma_q")
+    (sketch,) = drawn["draw_sigmas"]
+    for got, want in [(sketch.divergences, kls), (sketch.exact, exact), (sketch.limits, limits)]:
+        assert [*got] == [*want]
+        assert np.array_equal([*got.values()], [*want.values()])
+    assert np.array_equal(sketch.sigmas, sigmas)
+    assert drawn["draw_runs"][0].runs == {1: runs[0].result, 10: runs[1].result}
 
-    names, slope, ratio, off = tables[0]
-    assert names == ["last step, sigma = 0.01", "mean x_t", "right mean", "right mean and variance"]
-    assert slope == ["slope of KL in sigma", *(f"{x:.3f}" for x in slopes)]
-    assert ratio == ["KL / limit", *(f"{x:.4f}" for x in divergences[0] / limits[0])]
-    errors = [f"{abs(divergences[:, k] - exact[:, k]).max():.0e}" for k in (0, 1)]
-    assert off == ["off its identity, any sigma", *errors, "-"]
-    heading = ["steps", "sum, mean x_t", "limit", "sum, right mean", "+ KL(p_1 || base)"]
-    assert tables[1] == [
-        [*heading, "KL(p_0 || q_0)", "std of q_0"],
-        ["1", *(f"{x:.4f}" for x in runs[:, 0])],
-        ["10", *(f"{x:.4f}" for x in runs[:, 1])],
-    ]
-    assert saved["reverse-step.jpg"] == ("draw_step", (data,))
-    for file, name, want in [
-        ("kl-vs-sigma.jpg", "draw_sigmas", [sigmas, *steps]),
-        ("kl-vs-steps.jpg", "draw_runs", [runs]),
-    ]:
-        drawn, arguments = saved[file]
-        assert drawn == name
-        assert all(map(np.array_equal, arguments, want))
-    assert len(saved) == 3
+    want = [f"{np.log(kl[1] / kl[0]) / np.log(300) * 3:.3f}" for kl in kls.values()]
+    want += [f"{kls[name][0] / limits[name][0]:.4f}" for name in kls]
+    want += [f"{abs(kls[name] - exact[name]).max():.0e}" for name in exact]
+    assert numbers(first.rows) == want
+    assert numbers(second.rows) == [f"{x:.4f}" for run in runs for x in run.result.values()]
+    assert [row[0] for row in second.rows[1:]] == ["1", "10"]
+
+
+def test_the_page(tmp_path, monkeypatch):
+    """Its data runs, small; its table is what the script prints."""
+    page = (Path(s.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for row in s.run_rows({n: s.measure_run(n, DATA) for n in (1, 10)})[1:]:
+        assert re.search(rf"^{' +'.join(map(re.escape, row))}$", page, re.MULTILINE), row
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    changed = paste(s, snippet(s))
+    changed.STEP_COUNTS, changed.NUM_SIGMAS = [1], 2
+    changed.main(["--figures-dir", str(tmp_path)])

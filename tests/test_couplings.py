@@ -1,24 +1,16 @@
 """Experiment 11 held to references that share no code with it."""
 
 import math
+import re
 from functools import partial
 from statistics import NormalDist
-from unittest.mock import Mock
 
 import couplings as s
 import numpy as np
 import pytest
+from conftest import paste, rng, snippet
 
-SPREAD = 1 + 0.15**2  # E x_0^2
-OPTIMAL = 0.25262  # W_2^2
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-def pairs(n, batch, seed=0):
-    return s.sort_batches(*s.draw(n, rng(seed)), batch)
+BLUE, PINK, SKY = "#0072B2", "#CC79A7", "#56B4E9"
 
 
 def near(values, want):
@@ -26,12 +18,64 @@ def near(values, want):
     return abs(values.mean() - want) < 5 * values.std() / len(values) ** 0.5
 
 
-def test_densities_are_those_of_the_draws():
-    edges = np.array([-1.6, -1.1, -0.9, -0.3, 0.4, 0.95, 1.05, 1.7])
-    for x, density in zip(s.draw(100_000, rng()), (s.density_1, s.density_0)):
-        for low, high in zip(edges, edges[1:]):
-            middles = low + (high - low) * (np.arange(100) + 0.5) / 100
-            assert near((low < x) & (x < high), density(middles).mean() * (high - low))
+OTHERS = [
+    "STD = 0.15",
+    "WEIGHTS, CENTERS = np.array([0.2, 0.5, 0.3]), np.array([3.0, -2.0, 0.5])\nSTD = 0.3",
+    "WEIGHTS, CENTERS = np.array([1.0]), np.array([2.0])\nSTD = 0.5",
+    "WEIGHTS, CENTERS = np.array([0.3, 0.7]), np.array([-6.0, 9.0])\nSTD = 0.45",
+]
+
+
+@pytest.mark.parametrize("code", OTHERS)
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_truth_follows_the_data(code, batch):
+    """Density, twins, cost, parts and velocity, by draws, whatever the mixture."""
+    m = paste(s, code)
+    assert m.faults() == []
+    x_1, x_0 = m.draw(64_000, rng())
+    edges = np.quantile(x_0, [0.02, 0.2, 0.45, 0.7, 0.95])
+    for low, high in zip(edges, edges[1:]):
+        middles = low + (high - low) * (np.arange(4000) + 0.5) / 4000
+        share = m.density_0(middles).mean() * (high - low)
+        assert near((low < x_0) & (x_0 < high), share), "density_0 is not that of the draws"
+
+    some = np.array([-2.9, -1, -0.35, 0.02, 0.5, 2])
+    for x, twin in zip(some, m.monotone(some)):
+        parts = [w * NormalDist(c, m.STD).cdf(twin) for w, c in zip(m.WEIGHTS, m.CENTERS)]
+        assert sum(parts) == pytest.approx(NormalDist().cdf(x), abs=5e-6), "another quantile"
+
+    starts, weights = m.starts()
+    optimal = weights @ (m.monotone(starts) - starts) ** 2
+    levels = (np.arange(400_000) + 0.5) / 400_000
+    ends = [np.interp(levels, *table()[::-1]) for table in (m.table_1, m.table_0)]
+    assert optimal == pytest.approx(((ends[0] - ends[1]) ** 2).mean(), rel=2e-4)
+
+    irreducible, curvature = m.split(batch, optimal)
+    assert irreducible + curvature + optimal == pytest.approx(m.cost(batch), rel=1e-5)
+    x_1, x_0 = m.sort_batches(x_1, x_0, batch)
+    v, x_t, times = np.empty_like(x_0), np.empty_like(x_0), (np.arange(8) + 0.5) / 8
+    for part, t in zip(np.split(np.arange(64_000), 8), times):  # each batch at one of eight t
+        x_t[part] = t * x_1[part] + (1 - t) * x_0[part]
+        grid = np.linspace(x_t[part].min(), x_t[part].max(), 500)
+        v[part] = np.interp(x_t[part], grid, m.batch_velocity(grid, t, batch=batch))
+        for few in np.array_split(part[x_t[part].argsort()], 8):
+            assert near((x_0 - x_1 - v)[few], 0), "v_t is not the mean of x_0 - x_1 at x_t"
+    for values, want in ((x_0 - x_1, m.cost(batch)), (x_0 - x_1 - v, irreducible)):
+        assert near((values**2).reshape(-1, batch).mean(axis=1), want)  # batches are independent
+
+
+def test_what_it_cannot_do(capsys, tmp_path):
+    for code, word in [
+        ("WEIGHTS, CENTERS = np.array([0.5, 0.4]), np.array([-1.0, 1.0])", "WEIGHTS"),
+        ("WEIGHTS, CENTERS = np.array([0.5, 0.5]), np.array([-1.0, 0.0, 1.0])", "WEIGHTS"),
+        ("STD = 0.0", "STD"),
+        ("STD = 0.001", "STD"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            paste(s, code).main(["--figures-dir", str(tmp_path / "new")])
+        assert end.value.code == 2
+        assert word in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
 
 
 def test_sort_batches():
@@ -50,17 +94,6 @@ def test_density_ratio_is_bernsteins_sum(batch):
     np.testing.assert_allclose(s.density_ratio(u, w, batch), batch * want, atol=1e-9)
 
 
-@pytest.mark.parametrize("batch", [1, 4, 32])
-def test_velocity_against_draws_in_bins(batch):
-    x_1, x_0 = pairs(96_000, batch)
-    x = np.linspace(-8, 8, 321)
-    for t in (0.05, 0.5, 0.9):
-        x_t = t * x_1 + (1 - t) * x_0
-        residual = x_0 - x_1 - np.interp(x_t, x, s.batch_velocity(x, t, batch=batch))
-        for part in np.array_split(residual[x_t.argsort()], 12):
-            assert near(part, 0)
-
-
 def test_straight_velocity():
     """Lines from x_1 to x_1^3 + x_1: at any t, the line through x_t is found again."""
     table, some = np.linspace(-2, 2, 4001), np.array([-1.234, 0.1, 1.777])
@@ -69,43 +102,18 @@ def test_straight_velocity():
         np.testing.assert_allclose(v, some**3, atol=1e-5)
 
 
-def test_monotone_against_quantiles():
-    """By the standard library's distribution function."""
-    normal, x_1 = NormalDist(), np.array([-3, -1, -0.3, -1e-3, 0.02, 0.5, 2])
-    for x, twin in zip(x_1, s.monotone(x_1)):
-        below = (normal.cdf((twin - 1) / 0.15) + normal.cdf((twin + 1) / 0.15)) / 2
-        assert below == pytest.approx(normal.cdf(x), abs=1e-6)
-
-
-@pytest.mark.parametrize("batch", [1, 16])
-def test_cost_and_split(batch):
-    """By draws, each batch at one of ten t, and the identity.  The flow ends at the twins."""
-    irreducible, curvature = s.split(batch, OPTIMAL)
-    assert irreducible + curvature + OPTIMAL == pytest.approx(s.cost(batch), abs=3e-5)
-    x_1, x_0 = (x.reshape(10, -1) for x in pairs(12_800, batch))
-    times = (np.arange(10) + 0.5) / 10
-    x_t = [t * y_1 + (1 - t) * y_0 for t, y_1, y_0 in zip(times, x_1, x_0)]
-    v = [s.batch_velocity(x, t, batch=batch) for x, t in zip(x_t, times)]
-    for values, want in ((x_0 - x_1, s.cost(batch)), (x_0 - x_1 - v, irreducible)):
-        assert near((values**2).reshape(-1, batch).mean(axis=1), want)  # batches are independent
-    starts = np.linspace(-2, 2, 10)
-    x_0 = s.ends(partial(s.batch_velocity, batch=batch), starts, 100)
-    np.testing.assert_allclose(x_0, s.monotone(starts), atol=0.02)
-
-
-def test_errors():
-    """Of a velocity of 0: the distance of starts to twins.  Of the first step: all go to 0."""
-    assert s.errors(lambda x_t, t: 0 * x_t) == pytest.approx([OPTIMAL**0.5] * 3, abs=1e-4)
-    assert s.errors(partial(s.batch_velocity, batch=1))[0] == pytest.approx(SPREAD**0.5, abs=1e-4)
-
-
-def test_reflow():
-    """A flow that halves is Euler's limit of x' = -x log 2; a second reflow changes nothing."""
+def test_errors_and_reflow():
+    """A velocity of 0: starts against twins. The first step: all go to 0. A flow that halves."""
+    x_1, weights = s.starts()
+    optimal = weights @ (s.monotone(x_1) - x_1) ** 2
+    assert [*s.errors(lambda x_t, t: 0 * x_t).values()] == pytest.approx([optimal**0.5] * 3)
+    first = s.errors(partial(s.batch_velocity, batch=1))[1]
+    assert first == pytest.approx((1 + 0.15**2) ** 0.5, abs=1e-4)
     once = s.reflow(lambda x_t, t: -np.log(2) * x_t, 1)
-    np.testing.assert_allclose(once, s.STARTS * (1 - np.log(2) / s.FINE) ** s.FINE)
+    np.testing.assert_allclose(once, x_1 * (1 - np.log(2) / s.FINE) ** s.FINE)
     np.testing.assert_allclose(s.reflow(lambda x_t, t: -np.log(2) * x_t, 3), once, atol=1e-12)
-    x_0 = s.reflow(partial(s.batch_velocity, batch=1), 1)
-    assert (np.diff(x_0) > 0).all()  # no two lines meet
+    x_0 = s.ends(partial(s.batch_velocity, batch=16), x_1[::12], s.FINE)
+    np.testing.assert_allclose(x_0, s.monotone(x_1[::12]), atol=0.02)
 
 
 def test_straight_is_not_enough():
@@ -121,110 +129,130 @@ def test_straight_is_not_enough():
     np.testing.assert_allclose(s.ends(velocity, x_1, 2000), x_1, rtol=2e-3)
 
 
-def test_measure(monkeypatch):
-    monkeypatch.setattr(s, "BATCHES", [1, 4])
-    rows, optimal = s.measure(2)
-    assert optimal == pytest.approx(OPTIMAL, abs=1e-5)
-    assert [*rows] == ["B = 1", "B = 4", "sorted", "reflow 2"]
-    for batch in (1, 4):
-        own = s.errors(partial(s.batch_velocity, batch=batch))
-        assert rows[f"B = {batch}"] == [s.cost(batch), *s.split(batch, optimal), *own]
-    assert rows["sorted"] == pytest.approx([optimal, 0, 0, 0, 0, 0], abs=1e-9)
-    x_0 = s.reflow(partial(s.batch_velocity, batch=1), 2)
-    error = (s.WEIGHTS @ (x_0 - s.monotone(s.STARTS)) ** 2) ** 0.5
-    price = s.WEIGHTS @ (x_0 - s.STARTS) ** 2
-    assert rows["reflow 2"] == pytest.approx([price, 0, 0, error, error, error], abs=1e-9)
-
-
-def paths(ax):
-    """{color: (t, x_t)} of the paths in a panel, a row of x_t for each."""
+def curves(ax):
+    """{color: (t, x_t)} of the paths in a panel, a row of x_t for each; dots have no gap."""
     found = {}
     for line in ax.lines:
         t, x_t = line.get_data()
-        length = np.isnan(t).argmax() + 1  # a gap ends each path; dots have none
+        length = np.isnan(t).argmax() + 1  # a gap ends each path
         found[line.get_color()] = t[: length - 1], x_t.reshape(-1, length)[:, : length - 1]
     return found
 
 
 def test_draw_lines():
-    """Each panel: the pairs, the flow, two steps, of the coupling that its title says."""
-    x_1, x_0 = s.draw(40, rng(7))
-    twins, optimal = s.monotone(x_1), {"x_1": s.STARTS, "x_0": s.monotone(s.STARTS)}
-    couplings = {
-        "independent": (1, partial(s.batch_velocity, batch=1)),
-        "batches of 4": (4, partial(s.batch_velocity, batch=4)),
-        "batches of 32": (32, partial(s.batch_velocity, batch=32)),
-        "sorted": (40, partial(s.straight_velocity, **optimal)),
-    }
-    figure = s.draw_lines(x_1, x_0, 2)
-    axes = np.reshape(figure.axes, (3, 4))
-    assert figure.get_suptitle().startswith("Blue: starts above 0; pink: below 0")
-    words = [ax.get_ylabel().split("\n")[0] for ax in axes[:, 0]]
-    assert words == ["lines", "trajectories", "Euler, steps: 2"]
-    assert [ax.get_title() for ax in axes[0]] == [*couplings]
+    """Each panel has its paths, blue if they start above 0; grey leads from the steps to twins."""
+    runs = {f"{k}": [rng(3 * k + j).normal(size=(j + 2, 9)) for j in range(3)] for k in range(4)}
+    twins = rng(20).normal(size=9)
+    axes = np.reshape(s.draw_lines(runs, twins).axes, (3, 4))
     assert axes[0, 0].get_xlim()[0] > 1 > 0 > axes[0, 0].get_xlim()[1]
-    for column, (batch, velocity) in zip(axes.T, couplings.values()):
-        lines = np.array(s.sort_batches(x_1, x_0, batch))
-        flows = (np.array([x_1, *s.flow(velocity, x_1, n)]) for n in (s.FINE, 2))
-        for ax, want in zip(column, (lines, *flows)):
-            for color, side in (("#0072B2", want[0] > 0), ("#CC79A7", want[0] <= 0)):
-                t, x_t = paths(ax)[color]
+    for column, panels in zip(axes.T, runs.values()):
+        for ax, want in zip(column, panels):
+            for color, side in ((BLUE, want[0] > 0), (PINK, want[0] <= 0)):
+                t, x_t = curves(ax)[color]
                 np.testing.assert_allclose(t, np.linspace(1, 0, len(want)), atol=1e-9)
                 np.testing.assert_array_equal(x_t, want[:, side].T)
-        t, x_t = paths(ax)["0.6"]  # from the last step to the twins
+        t, x_t = curves(ax)["0.6"]
         np.testing.assert_array_equal(x_t.T, [want[-1], twins])
-        dots = ax.lines[-1].get_data()
-        np.testing.assert_array_equal(dots, [[t[1]] * 40, twins])
-
-
-ROWS = {
-    "B = 1": [2.1, 0.9, 0.7, 0.51, 0.41, 0.31],
-    "B = 2": [1.5, 0.6, 0.5, 0.42, 0.32, 0.22],
-    "sorted": [0.4, 0.03, 0.02, 0.13, 0.23, 0.33],
-    "reflow 2": [7.0, 8.0, 9.0, 7.5, 8.5, 9.5],
-}
+        (dots,) = (line for line in ax.lines if line.get_color() == "k")
+        np.testing.assert_array_equal(dots.get_data(), [[t[1]] * 9, twins])
 
 
 def test_draw_cost():
-    bars, ax = s.draw_cost(ROWS, 0.25).axes
-    for stack, label, low, high in zip(
-        bars.containers,
-        ("$W_2^2$", "curvature", "irreducible"),
-        ([0, 0, 0], [0.25, 0.25, 0.25], [0.95, 0.75, 0.27]),
-        ([0.25, 0.25, 0.25], [0.95, 0.75, 0.27], [1.85, 1.35, 0.3]),
-    ):
-        assert stack.get_label() == label
-        assert [bar.get_y() for bar in stack] == pytest.approx(low)
-        assert [bar.get_y() + bar.get_height() for bar in stack] == pytest.approx(high)
-    assert bars.lines[0].get_label() == "cost, computed directly"
-    assert [*bars.lines[0].get_ydata()] == [2.1, 1.5, 0.4]
-    for k, label in enumerate(("1 Euler step", "2 Euler steps", "4 Euler steps")):
-        line, last = ax.lines[2 * k : 2 * k + 2]
-        assert line.get_label() == label
-        assert line.get_marker() == last.get_marker()
-        assert [*line.get_xdata(), *last.get_xdata()] == ["B = 1", "B = 2", "sorted"]
-        got = [*line.get_ydata(), *last.get_ydata()]
-        assert got == [ROWS[name][3 + k] for name in ("B = 1", "B = 2", "sorted")]
-    assert [bars.get_title()[:4], ax.get_title()[:3]] == ["Cost", "RMS"]
+    """Bars stand on each other: W_2^2 grey, curvature pink, irreducible blue; curves of errors."""
+    found = {
+        name: {"cost": row[0], "irreducible": row[1], "curvature": row[2]}
+        | {"errors": dict(zip(s.NUM_STEPS, row[3:]))}
+        for name, row in {
+            "a": [2.1, 0.9, 0.7, 0.51, 0.41, 0.31],
+            "b": [1.5, 0.6, 0.5, 0.42, 0.32, 0.22],
+            "last": [0.4, 0.03, 0.02, 0.13, 0.23, 0.33],
+        }.items()
+    }
+    bars, ax = s.draw_cost(found, 0.25).axes
+    bottoms = {PINK: [0.25] * 3, SKY: [0.95, 0.75, 0.27]}
+    heights = {PINK: [0.7, 0.5, 0.02], SKY: [0.9, 0.6, 0.03]}
+    for stack in bars.containers:
+        color = s.plt.matplotlib.colors.to_hex(stack[0].get_facecolor())
+        code = {name.lower(): name for name in (PINK, SKY)}.get(color, "grey")
+        assert [bar.get_y() for bar in stack] == pytest.approx(bottoms.get(code, [0] * 3))
+        assert [b.get_height() for b in stack] == pytest.approx(heights.get(code, [0.25] * 3))
+    assert [[*line.get_ydata()] for line in bars.lines] == [[2.1, 1.5, 0.4]]
+    drawn = [(line.get_marker(), [*line.get_xdata()], [*line.get_ydata()]) for line in ax.lines]
+    for n, marker in zip(s.NUM_STEPS, "os^"):
+        rows = [row["errors"][n] for row in found.values()]
+        assert (marker, ["a", "b"], rows[:2]) in drawn
+        assert (marker, ["last"], rows[2:]) in drawn
+    texts = dict(zip((line.get_marker() for line in ax.lines[::2]), ax.get_legend().get_texts()))
+    assert {marker: text.get_text().split()[0] for marker, text in texts.items()} == {
+        "o": "1",
+        "s": "2",
+        "^": "4",
+    }
 
 
-def test_main(tmp_path, capsys, monkeypatch):
-    rows = []
-    monkeypatch.setattr(s, "NUM_STEPS", [1, 3, 5])
-    monkeypatch.setattr(s, "table", rows.extend)
-    for name in ("measure", "draw_lines", "draw_cost"):
-        monkeypatch.setattr(s, name, Mock(return_value=Mock()))
-    s.measure.return_value = ROWS, 0.3
+def numbers(rows):
+    return {row[0]: [float(cell) for cell in row[1:]] for row in rows[1:]}
+
+
+def test_main(tmp_path, capsys, monkeypatch, spy):
+    """What is measured, of what; what is drawn and printed is what was measured."""
+    monkeypatch.setattr(s, "BATCHES", [1, 4])
+    monkeypatch.setattr(s, "FINE", 20)
+    monkeypatch.setattr(s.plt.Figure, "savefig", lambda *_, **__: None)
+    calls = {name: spy(s, name) for name in ("measure", "reflow", "follow", "report", "table")}
+    drawn = [spy(s, "draw_lines"), spy(s, "draw_cost")]
     s.main(f"--figures-dir {tmp_path} --reflows 2 --num-steps 3 --num-samples 9".split())
-    s.measure.assert_called_once_with(2)
-    s.draw_cost.assert_called_once_with(ROWS, 0.3)
-    x_1, x_0, num_steps = s.draw_lines.call_args.args
-    assert (len(x_1), len(x_0), num_steps) == (9, 9, 3)
-    for draw, name in ((s.draw_lines, "lines.jpg"), (s.draw_cost, "cost.jpg")):
-        draw.return_value.savefig.assert_called_once_with(tmp_path / name, dpi=120)
-    headings = ["error, 1 step", "error, 3 steps", "error, 5 steps"]
-    assert rows[0] == ["coupling", "cost", "irreducible", "curvature", *headings]
-    assert {name: [float(x) for x in row] for name, *row in rows[1:]} == ROWS
-    line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("W_2^2 = 0.3000; ")
-    assert line.endswith(" 2e-01")  # 2.1 - .9 - .7 - .3, the largest but for the reflow's
+    ((found, optimal),) = (call.result for call in calls["measure"])
+    (again,), (runs,), (printed,) = (calls[name] for name in ("reflow", "follow", "report"))
+    x_1, weights = s.starts()
+    for batch, name in zip((1, 4), found):
+        assert name == f"B = {batch}"
+        velocity = partial(s.batch_velocity, batch=batch)
+        parts = [found[name][key] for key in ("cost", "irreducible", "curvature")]
+        assert parts == [s.cost(batch), *s.split(batch, optimal)]
+        assert found[name]["errors"] == s.errors(velocity)
+    np.testing.assert_allclose(again.result, s.reflow(partial(s.batch_velocity, batch=1), 1))
+    assert again.num_reflows == 2
+    *_, straight, last = numbers(printed.result).values()
+    assert straight == pytest.approx([optimal, 0, 0, 0, 0, 0], abs=5e-5)
+    error = (weights @ (again.result - s.monotone(x_1)) ** 2) ** 0.5
+    price = weights @ (again.result - x_1) ** 2
+    assert last == pytest.approx([price, 0, 0, error, error, error], abs=5e-5)
+    rows = numbers(calls["table"][0].rows)
+    assert list(rows)[:2] == ["B = 1", "B = 4"]
+    for name in ("B = 1", "B = 4"):
+        row = found[name]
+        want = [row["cost"], row["irreducible"], row["curvature"], *row["errors"].values()]
+        assert rows[name] == pytest.approx(want, abs=5e-5)
+    line = capsys.readouterr().out.splitlines()[-2]
+    rest = [row["cost"] - row["irreducible"] - row["curvature"] for row in found.values()]
+    off = max(abs(x - optimal) for x in rest[:2])
+    printed = [float(word) for word in re.findall(r"\b\d+\.\d+|\de-\d+", line)]
+    assert printed == [pytest.approx(optimal, abs=5e-5), pytest.approx(off, rel=0.5)]
+
+    assert (runs.num_steps, len(runs.x_1), len(runs.x_0)) == (3, 9, 9)
+    lines, cost = (calls[0] for calls in drawn)
+    np.testing.assert_array_equal(lines.twins, s.monotone(runs.x_1))
+    assert [*cost.found] == ["B = 1", "B = 4", "sorted"]
+    assert cost.optimal == optimal
+    couplings = [partial(s.batch_velocity, batch=batch) for batch in (1, 4, 32)]
+    for batch, velocity, panels in zip((1, 4, 32), couplings, lines.runs.values()):
+        np.testing.assert_array_equal(panels[0], s.sort_batches(runs.x_1, runs.x_0, batch))
+        for n, path in zip((s.FINE, 3), panels[1:]):
+            np.testing.assert_array_equal(path, [runs.x_1, *s.flow(velocity, runs.x_1, n)])
+    pair, *paths = [*lines.runs.values()][3]
+    np.testing.assert_array_equal(pair, np.sort([runs.x_1, runs.x_0]))
+    for path in paths:
+        np.testing.assert_allclose(path[-1], lines.twins, atol=1e-3)
+
+
+def test_change_it_yourself(tmp_path, monkeypatch):
+    """The page's block: its main runs, and the parts add up."""
+    m = paste(s, snippet(s))
+    m.BATCHES, m.FINE = [4], 5
+    monkeypatch.setattr(m.plt.Figure, "savefig", lambda *_, **__: None)
+    m.main(["--figures-dir", str(tmp_path), "--num-samples", "8"])
+    assert m.faults() == []
+    x_1, weights = m.starts()
+    optimal = weights @ (m.monotone(x_1) - x_1) ** 2
+    assert sum(m.split(4, optimal)) + optimal == pytest.approx(m.cost(4), abs=2e-5)

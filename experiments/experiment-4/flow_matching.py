@@ -16,12 +16,12 @@ What to look for in figures/
     data.jpg            the annulus and the spiral
     scatter.gif         one flows into the other
     train_loss.jpg      the loss falls to its irreducible part
-    trajectories.jpg    lines through one place, their mean; trajectories that turn and come back
+    trajectories.jpg    lines through one place, and their mean; trajectories beside their twins
 
 Try this
-    python flow_matching.py --num-steps 1       enough for straight trajectories at constant speed
-    python flow_matching.py --num-steps 10      off the spiral, and so are the twins
-    python flow_matching.py --train-steps 300   what is hard to learn? The loss hardly says
+    python flow_matching.py --num-steps 1       where do all points land?
+    python flow_matching.py --num-steps 10      who is off the spiral, the network or the steps?
+    python flow_matching.py --train-steps 300   what is not yet learned? Does the loss say so?
 """
 
 import math
@@ -36,8 +36,8 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation
 from matplotlib.collections import LineCollection
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -45,12 +45,10 @@ from tqdm import tqdm
 INNER, OUTER = 2.5, 3.0  # radii of the annulus
 END = 6 * math.pi  # the angle at which the spiral ends; it starts at 0
 NOISE = 0.1  # standard deviation of what is added to the spiral, per coordinate
-SQUARE_1 = (INNER**2 + INNER * OUTER + OUTER**2) / 3  # E|x_1|^2
-SQUARE_0 = (END / (2 * math.pi)) ** 2 / 3 + 2 * NOISE**2  # E|x_0|^2
 
 
 def annulus(n, rng):
-    """n draws of x_1: angle uniform, radius uniform on [2.5, 3].  rng: torch's.  Returns (n, 2)."""
+    """n draws of x_1: angle and radius uniform, INNER to OUTER.  rng: torch's.  Returns (n, 2)."""
     angle = 2 * math.pi * torch.rand(n, generator=rng)
     radius = INNER + (OUTER - INNER) * torch.rand(n, generator=rng)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
@@ -63,7 +61,7 @@ def curve(theta):
 
 
 def spiral(n, rng):
-    """n draws of x_0: theta uniform on [0, 6 pi], plus N(0, 0.1^2 I).  Returns (n, 2)."""
+    """n draws of x_0: theta uniform on [0, END], plus N(0, NOISE^2 I).  Returns (n, 2)."""
     theta = END * torch.rand(n, generator=rng)
     return curve(theta) + NOISE * torch.randn(n, 2, generator=rng)
 
@@ -72,6 +70,38 @@ def lines(n, t, rng):
     """x_t and the velocity x_0 - x_1 on n straight lines, (n, 2) each.  t: a float or (n, 1)."""
     x_0, x_1 = spiral(n, rng), annulus(n, rng)
     return t * x_1 + (1 - t) * x_0, x_0 - x_1
+
+
+def gauss_legendre(n):
+    """Nodes and weights of a quadrature on [0, 1], (n,) each, in double precision."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)  # on [-1, 1]
+    return torch.tensor((1 + nodes) / 2), torch.tensor(weights / 2)
+
+
+# An average over theta is a sum over POINTS of the curve: two or more for each NOISE of its length.
+LENGTH = curve(torch.linspace(0, END, 10_000)).diff(dim=0).norm(dim=1).sum().item()
+NODES, WEIGHTS = gauss_legendre(50 + min(2000, int(2 * LENGTH / max(NOISE, 1e-9))))
+POINTS = curve(END * NODES)  # (m, 2)
+SQUARE_0 = (WEIGHTS @ POINTS.square().sum(dim=1)).item() + 2 * NOISE**2  # E|x_0|^2
+SQUARE_1 = (INNER**2 + INNER * OUTER + OUTER**2) / 3  # E|x_1|^2
+SIZE = max(OUTER, POINTS.norm(dim=1).max().item())  # how far from 0 the picture reaches
+
+
+def faults(n=100_000):
+    """What cannot be done with the data above, a line each.  n: test draws of the annulus."""
+    x_1 = annulus(n, torch.Generator().manual_seed(0))
+    radius = (x_1.norm(dim=1) - INNER) / (OUTER - INNER)
+    angle = torch.atan2(x_1[:, 1], x_1[:, 0]) / (2 * math.pi) + 0.5
+    # If both are uniform on [0, 1] and independent, so are their sum and difference, modulo 1.
+    uniform = torch.stack([radius, angle, (radius + angle) % 1, (radius - angle) % 1])
+    off = (uniform.sort(dim=1).values - torch.linspace(0, 1, n)).abs().max()  # Kolmogorov's
+    least = max(LENGTH / 1000, (OUTER - INNER) / 40)
+    found = []
+    if not off < 2.5 / n**0.5:
+        found += ["annulus: x_1 must be round about 0, |x_1| uniform from INNER to OUTER"]
+    if least > NOISE:
+        found += [f"NOISE: {NOISE} is below {least:.2g}, too fine for the quadrature"]
+    return found
 
 
 # ----------------------------------------- The samplers -----------------------------------------
@@ -98,7 +128,8 @@ class Velocity(nn.Module):
     c_skip x_t is the best guess of x_0 - x_1 that is a multiple of x_t, c_out its error (RMS, per
     coordinate); the layers learn what it misses, in units of c_out. They see x_t, t, and how far
     |x_t| is from the edges of t x_1: near t = 1, v_t bends there, on the scale 1 - t (1.1 - t is
-    never 0). Waves in x_t and t help to bend sharply (Tancik et al., 2020, arXiv 2006.10739).
+    not 0). Waves in x_t and t help to bend sharply (Tancik et al., 2020, arXiv 2006.10739).
+    Lengths are in units of SIZE / 3.
     """
 
     def __init__(self, num_waves=32, num_harmonics=10, width=96):
@@ -121,10 +152,11 @@ class Velocity(nn.Module):
         square_t = t**2 * SQUARE_1 + (1 - t) ** 2 * SQUARE_0  # E|x_t|^2
         c_skip = ((1 - t) * SQUARE_0 - t * SQUARE_1) / square_t
         c_out = (SQUARE_0 * SQUARE_1 / square_t / 2).sqrt()
-        radius = x_t.norm(dim=1, keepdim=True)
-        edges = [(radius - t * edge) / (1.1 - t) for edge in (INNER, OUTER)]
-        a, b = x_t @ self.frequencies, t * self.harmonics
-        inputs = torch.cat([x_t, t, *edges, a.sin(), a.cos(), b.sin(), b.cos()], dim=1)
+        unit = SIZE / 3
+        x, radius = x_t / unit, x_t.norm(dim=1, keepdim=True)
+        edges = [(radius - t * edge) / unit / (1.1 - t) for edge in (INNER, OUTER)]
+        a, b = x @ self.frequencies, t * self.harmonics
+        inputs = torch.cat([x, t, *edges, a.sin(), a.cos(), b.sin(), b.cos()], dim=1)
         return c_skip * x_t + c_out * self.layers(inputs)
 
 
@@ -153,19 +185,10 @@ def train(*, train_steps, rng, batch_size=2048, learning_rate=0.01):
 
 # ------------------------------------------ The truth -------------------------------------------
 # On a line x_0 - x_1 = (x_t - x_1) / (1 - t), and so v_t(x_t) = (x_t - E[x_1 | x_t]) / (1 - t).
-# Fix the spiral's angle theta. Then w = x_t - (1 - t) c(theta) is t x_1 plus N(0, s^2 I), with
-# s = 0.1 (1 - t): an annulus with blurred edges. It is round. So its density at w is g(|w|), and
+# Fix the curve's angle theta. Then w = x_t - (1 - t) c(theta) is t x_1 plus N(0, s^2 I), with
+# s = NOISE (1 - t): an annulus with blurred edges. It is round. So its density at w is g(|w|), and
 # E[x_1 | w] points along w and has a length h(|w|). By Bayes' rule
 #     E[x_1 | x_t] = the average over theta of h(|w|) w / |w|, weighted by g(|w|).
-
-
-def gauss_legendre(n):
-    """Nodes and weights of a quadrature on [0, 1], (n,) each, in double precision."""
-    nodes, weights = np.polynomial.legendre.leggauss(n)  # on [-1, 1]
-    return torch.tensor((1 + nodes) / 2), torch.tensor(weights / 2)
-
-
-NODES, WEIGHTS = gauss_legendre(500)  # for theta / END
 FEW_NODES, FEW_WEIGHTS = (q[:, None] for q in gauss_legendre(30))  # for |x_1|
 
 
@@ -197,23 +220,23 @@ def interpolate(w, grid, *tables):
 
 
 def exact_velocity(x_t, t):
-    """v_t(x_t), good to 1e-4.  x_t: (n, 2);  t: a float, 0 < t <= 1.  Returns (n, 2), double."""
-    x_t, points = x_t.double(), curve(END * NODES)
+    """v_t(x_t), good to 1e-4 of SIZE.  x_t: (n, 2);  t: a float, 0 < t <= 1.  (n, 2), double."""
+    x_t = x_t.double()
     if t == 1:  # x_t = x_1, which says nothing of x_0
-        return WEIGHTS @ points - x_t
+        return WEIGHTS @ POINTS - x_t
     grid, log_g, h = blurred_annulus(t)
     means = []
     for x in x_t.split(200):  # to stay in cache
-        w = torch.cdist(x, (1 - t) * points)  # |w|, (200, 500)
+        w = torch.cdist(x, (1 - t) * POINTS)  # |w|, (200, m)
         log_g_w, h_w = interpolate(w, grid, log_g, h)
         factor = (WEIGHTS.log() + log_g_w).softmax(dim=1) * h_w / w
-        means.append(factor.sum(dim=1, keepdim=True) * x - (1 - t) * factor @ points)
+        means.append(factor.sum(dim=1, keepdim=True) * x - (1 - t) * factor @ POINTS)
     return (x_t - torch.cat(means)) / (1 - t)
 
 
 # ------------------------------------------ Measuring -------------------------------------------
 TIMES = [0.05, 0.2, 0.4, 0.6, 0.8, 0.95]  # at which the velocity is measured
-FAR = 0.5  # half of the distance between two turns of the spiral
+FAR = 5 * NOISE  # more than NOISE explains; half of the distance between two turns of the spiral
 
 
 def measure(velocity, rng, n=4000):
@@ -240,6 +263,20 @@ def least_loss(rng, num_times=40, n=6000):
     return SQUARE_0 + SQUARE_1 - sum(squares) / num_times
 
 
+def crossing(rng, n=200_000, num_lines=100):
+    """A place, (2,), and the ends x_1, x_0 of the lines nearest to it at t = 0.5, (2, 100, 2).
+
+    The place is one of 100 draws of x_t. Its mean line is long, and ends far from the curve.
+    """
+    x_t, target = lines(n, 0.5, rng)
+    some = x_t[:100]
+    way = exact_velocity(some, 0.5) / 2  # from t = 0.5 to 0
+    off = torch.cdist(some + way, POINTS).min(dim=1).values
+    place = some[(off * way.norm(dim=1)).argmax()]
+    near = (x_t - place).norm(dim=1).argsort()[:num_lines]
+    return place, torch.stack([x_t - target / 2, x_t + target / 2])[:, near]
+
+
 def trajectories(name, velocity, x_1, num_steps):
     """The flow from x_1, (n, 2): x_t at t = 1, 1 - dt, ..., 0.  Returns (num_steps + 1, n, 2)."""
     steps = tqdm(flow(velocity, x_1, num_steps), name, num_steps, disable=None)
@@ -257,13 +294,15 @@ plt.style.use("default")  # the same figures whatever the reader's matplotlibrc 
 BLUE, GREEN, PINK = "#0072B2", "#009E73", "#CC79A7"
 EXACT = {"color": "0.7", "lw": 5, "label": "exact"}
 LEARNED = {"color": BLUE, "lw": 1.2, "label": "learned"}  # over it
+LIMITS = (-1.1 * SIZE, 1.1 * SIZE)
+CURVE = curve(torch.linspace(0, END, 1000)).T
 
 
 def draw_data(x_0, x_1):
     """x_0, x_1: (n, 2)."""
     fig, ax = plt.subplots(figsize=(5, 5.3), layout="constrained")
-    ax.scatter(*x_1.T, s=3, color=PINK, label="$x_1$, the annulus")
-    ax.scatter(*x_0.T, s=3, color=GREEN, label="$x_0$, the spiral")
+    ax.scatter(*x_1.T, s=3, color=PINK, label="$x_1$, the start")
+    ax.scatter(*x_0.T, s=3, color=GREEN, label="$x_0$, the goal")
     ax.set(xlabel="$x$", ylabel="$y$", aspect="equal")
     fig.legend(loc="outside lower center", ncols=2, markerscale=3)
     return fig
@@ -271,68 +310,73 @@ def draw_data(x_0, x_1):
 
 def draw_loss(losses, least):
     """losses: of train;  least: of least_loss."""
-    fig, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    fig, ax = plt.subplots(figsize=(11, 3.8), layout="constrained")
     window = max(1, len(losses) // 50)
     smooth = torch.tensor(losses).unfold(0, window, 1).mean(dim=1)
     ax.plot(losses, ".", color="0.8", ms=2, label="each step")
     ax.plot(range(window - 1, len(losses)), smooth, color=BLUE, label=f"mean of {window} steps")
     ax.axhline(least, color="k", ls="--", label=f"exact velocity: {least:.2f}")
-    ax.set(xlabel="training step", ylabel="loss, $|f(x_t, t) - (x_0 - x_1)|^2$")
+    ax.set(xlabel="training step", ylabel="loss, $|f(x_t, t) - (x_0 - x_1)|^2$", ylim=(0, None))
     ax.legend()
     return fig
 
 
-def draw_trajectories(paths, twins, velocity, rng):
-    """Lines through one place; 20 trajectories over their twins.  paths, twins: of trajectories."""
+def draw_trajectories(place, ends, means, paths, twins):
+    """Lines through one place and their mean; 20 trajectories over their twins.
+
+    place, ends: of crossing;  means: E[x_0 | x_t = place], exact and learned, (2,) each;
+    paths, twins: of trajectories.
+    """
     fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
-    place = torch.tensor([[0.3, 1.15]])
-    x_t, target = lines(200_000, 0.5, rng)
-    near = (x_t - place).norm(dim=1).argsort()[:100]
-    ends = torch.stack([x_t - target / 2, x_t + target / 2])[:, near]  # x_1 and x_0
     axes[0].plot(ends[..., 0], ends[..., 1], color=PINK, lw=0.4)
-    for v, style in [(exact_velocity, EXACT), (velocity, LEARNED)]:
-        mean = torch.stack([place, place + v(place, 0.5) / 2])  # from t = 0.5 to 0
-        axes[0].plot(mean[..., 0], mean[..., 1], **style)
-    axes[0].plot(*place.T, "ko")
+    for mean, style in zip(means, (EXACT, {**LEARNED, "lw": 2})):
+        axes[0].plot(*torch.stack([place, mean]).T, **style, zorder=3)
+    axes[0].plot(*place, "ko", zorder=4)
+    axes[0].plot(*means[0], "k*", ms=12, zorder=4, label="mean of the $x_0$ left")
     axes[0].set_title("Lines through one place, $t$ = 0.5")
 
     for x_t, style in [(twins[:, :20], EXACT), (paths[:, :20], LEARNED)]:
         axes[1].plot(x_t[..., 0], x_t[..., 1], **style)
         axes[2].plot(torch.linspace(1, 0, len(x_t)), x_t.norm(dim=2), **style)
     axes[1].set_title("Trajectories")
-    axes[2].set(xlabel="$t$", ylabel="$|x_t|$", xlim=(1, 0), title="Distance from the center")
+    axes[2].set(xlabel="$t$", ylabel="$|x_t|$", xlim=(1, 0), title="Distance from 0")
 
     for ax, (x_1, x_0) in zip(axes, (ends, paths[[0, -1], :20])):
         ax.plot(*x_1.T, ".", color=PINK, label="$x_1$")
         ax.plot(*x_0.T, ".", color=GREEN, label="$x_0$")
-        ax.plot(*curve(torch.linspace(0, END, 300)).T, color=GREEN, lw=1, zorder=0, label="spiral")
-        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-3.4, 3.4), ylim=(-3.4, 3.4))
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        ax.plot(*CURVE, color=GREEN, lw=1, zorder=0, label="curve")
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=LIMITS, ylim=LIMITS)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return fig
 
 
-def animate(paths):
-    """paths: (num_steps + 1, n, 2).  A point's color is the radius at which it starts."""
+def animate(paths, num_frames=41):
+    """Pictures of the flow, each drawn once; the first and the last are repeated, to rest there.
+
+    paths: (num_steps + 1, n, 2).  A point's color is the radius at which it starts.
+    """
     fig = plt.figure(figsize=(4, 4), facecolor="#0b1020")
-    ax = fig.add_axes((0, 0, 1, 1), xlim=(-3.3, 3.3), ylim=(-3.3, 3.3))
+    ax = fig.add_axes((0, 0, 1, 1), xlim=LIMITS, ylim=LIMITS)
     ax.axis("off")
-    ax.plot(*curve(torch.linspace(0, END, 300)).T, "0.4", lw=0.6)
+    ax.plot(*CURVE, "0.4", lw=0.6)
     height = (paths[0].norm(dim=1) - INNER) / (OUTER - INNER)
     colors = plt.get_cmap("plasma")(0.2 + 0.8 * height.numpy())
     tails = ax.add_collection(LineCollection([], colors=colors, lw=0.7, alpha=0.35))
     dots = ax.scatter(*paths[0].T, s=5, lw=0, color=colors)
-    label = ax.text(-3.1, -3.1, "", color="0.8", family="monospace", size=12)
-    last = len(paths) - 1
-
-    def show(k):
-        """The points after step k; a twentieth of all steps is their tail."""
-        before, now = np.clip([k - last / 20, k], 0, last).round().astype(int)
+    label = ax.text(
+        0.03, 0.03, "", transform=ax.transAxes, color="0.8", family="monospace", size=12
+    )
+    frames, last = [], len(paths) - 1
+    for now in np.linspace(0, last, num_frames).round().astype(int):
+        before = max(0, now - round(last / 20))  # a twentieth of all steps is a tail
         dots.set_offsets(paths[now])
         tails.set_segments(paths[before : now + 1].transpose(0, 1).numpy())
         label.set_text(f"t = {1 - now / last:.2f}")
-
-    # It rests before the first step and after the last.
-    return FuncAnimation(fig, show, np.linspace(-0.2 * last, 1.6 * last, 76))
+        fig.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB"))
+    colors = frames[-1].quantize(32, Image.Quantize.FASTOCTREE)  # 32 colors halve the file
+    frames = [frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames]
+    return [*8 * frames[:1], *frames, *25 * frames[-1:]]
 
 
 # ------------------------------------------ Running it ------------------------------------------
@@ -394,6 +438,7 @@ def report(errors, squares):
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(200, 1, 500, "steps of the flow, 1 / dt"),
         num_samples=(1500, 1, 10_000, "samples, and twins"),
         train_steps=(2800, 1, 10**6, "steps of the optimizer"),
@@ -409,20 +454,24 @@ def main(argv=None):
     x_1 = annulus(args.num_samples, rng)
     paths = trajectories("learned", velocity, x_1, args.num_steps)
     twins = trajectories("exact", exact_velocity, x_1, args.num_steps)
+    place, ends = crossing(rng)
+    means = [place + f(place[None], 0.5)[0] / 2 for f in (exact_velocity, velocity)]
+
+    for name, figure in {
+        "data": draw_data(spiral(2000, rng), annulus(2000, rng)),
+        "train_loss": draw_loss(losses, least),
+        "trajectories": draw_trajectories(place, ends, means, paths, twins),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    first, *others = animate(paths[:, :1500])
+    movie = {"save_all": True, "append_images": others, "duration": 70, "loop": 0}
+    first.save(args.figures_dir / "scatter.gif", **movie)
 
     tenth = losses[-max(1, len(losses) // 10) :]
     print(f"loss: {sum(tenth) / len(tenth):.2f} in the last tenth, {least:.2f} is irreducible")
     table(report(errors, squares))
     median, far = apart(paths[-1], twins[-1])
-    print(f"a sample is {median:.4f} from its twin (median), {far:.1%} over {FAR}")
-
-    for name, figure in {
-        "data": draw_data(spiral(2000, rng), annulus(2000, rng)),
-        "train_loss": draw_loss(losses, least),
-        "trajectories": draw_trajectories(paths, twins, velocity, rng),
-    }.items():
-        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
-    animate(paths[:, :1500]).save(args.figures_dir / "scatter.gif", writer="pillow", fps=16)
+    print(f"a sample is {median:.4f} from its twin (median), {far:.1%} over {FAR:g}")
     print(f"figures: {args.figures_dir}")
 
 

@@ -6,31 +6,28 @@ The claim
         D_w = D + w (D(.|c) - D),
     so w = 0 is all the data and w = 1 the class. (They write (1 + w) D(.|c) - w D: their w is ours
     minus 1.) It is often said that this samples the tilted density p_0(x) p(c|x)^w. For w > 1 it
-    does not: of two Gaussians DDPM makes a density that is too narrow, and DDIM a far narrower one;
-    of three classes both make one that is too far from the other two.
+    does not. How far off are DDPM and DDIM, and in which direction?
 
 The truth beside it
     At each noise level (D_w - x) / sigma^2 is the score of p_t(x) p_t(c|x)^w. But this is not what
     the tilted density becomes under noise, so DDPM and DDIM do not run through these densities.
     If data and class are N(0, S_U) and N(0, S_C), the variances are known, with r = S_U / S_C:
-        tilted    S_U / (1 + (r - 1) w)                               falls as 1 / w
-        DDPM      S_U / (r - 1) (1 - r^(1 - 2 w)) / (2 w - 1)         as 1 / (2 w - 1)
-        DDIM      S_U r^-w                                            exponentially
+        tilted    S_U / (1 + (r - 1) w)
+        DDPM      S_U / (r - 1) (1 - r^(1 - 2 w)) / (2 w - 1)
+        DDIM      S_U r^-w
     This example, its laws and the repair are those of Bradley & Nakkiran (2024, arXiv 2408.09000,
-    section 3.1): a small DDPM step is a DDIM step with D(.|c) and one step of Langevin dynamics on
-    p_t(x) p_t(c|x)^(2 w - 1); hence the 2 w - 1, and one step is too few to arrive at that density.
-    The repair: more steps, on the density wanted. Of three classes it is sampled by rejection.
+    section 3.1). The repair: steps of Langevin dynamics at each level, on the density wanted. For
+    classes in the plane the tilted density is known on a grid.
 
 What to look for in figures/
-    tilted.jpg          three classes: DDIM and DDPM leave the tilted density, DDPM with Langevin
-                        steps stays with it
+    tilted.jpg          classes in the plane: which sampler stays with the tilted density?
     variance-vs-w.jpg   two Gaussians: the three laws, and samples
 
 Try this
-    python guidance.py --num-steps 50      two Langevin steps at only 50 levels: too few
-    python guidance.py --num-langevin 0    no repair: the last two samplers are one
-    python guidance.py --sigma-q 5         DDIM remembers that it starts wrong, DDPM forgets
-    python guidance.py --std 0.2           classes far apart: nothing to tilt, and DDIM still runs
+    python guidance.py --num-steps 50      are two Langevin steps at only 50 levels enough?
+    python guidance.py --num-langevin 0    no repair: which two samplers are one?
+    python guidance.py --sigma-q 5         a base that is not p_1: who remembers it, who forgets?
+    python guidance.py --std 0.2           classes far apart: is there anything to tilt?
 """
 
 import os
@@ -48,16 +45,37 @@ from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
 # On a line: N(0, S_U), unconditional, and its class N(0, S_C); S_U and S_C are variances.
-# In the plane: three Gaussians of equal weight, a class each; c is the first, the upper one.
+# In the plane: Gaussians of one std, a class each. WEIGHTS are their shares; c is the first.
 S_U, S_C = 2.0, 1.0
-R = S_U / S_C
 ANGLES = np.pi * (1 / 2 + 2 * np.arange(3) / 3)
 CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+WEIGHTS = np.full(3, 1 / 3)
+
+
+def faults():
+    """What this script cannot do with the data above, a line each."""
+    if not 0 < S_C < S_U:
+        yield "S_C is the variance of a part of the data: 0 < S_C < S_U"
+    if np.ndim(CENTERS) != 2 or np.shape(CENTERS)[1] != 2 or len(CENTERS) < 2:
+        yield "CENTERS are two classes or more in the plane: (k, 2)"
+    elif np.shape(WEIGHTS) != (len(CENTERS),) or min(WEIGHTS) <= 0 or abs(sum(WEIGHTS) - 1) > 1e-9:
+        yield "WEIGHTS are positive, one for each of CENTERS, and their sum is 1"
+    elif np.allclose(CENTERS[0], WEIGHTS @ CENTERS):
+        yield "the first of CENTERS is the mean of the data: away from what should guidance push?"
+
+
+def class_logits(x, variance):
+    """log p(class, x) when x is one of CENTERS plus N(0, variance I).  x: (n, 2).  Returns (k, n).
+
+    That is log weight - |x - center|^2 / (2 variance), but for |x|^2, alike for all classes.
+    """
+    heights = np.log(WEIGHTS) - (CENTERS**2).sum(axis=1) / (2 * variance)
+    return CENTERS / variance @ x.T + heights[:, None]
 
 
 def class_posterior(x, variance):
-    """p(class | x) when x is one of CENTERS plus N(0, variance I).  x: (n, 2).  Returns (n, 3)."""
-    logits = CENTERS @ x.T / variance  # |x|^2 and |center|^2 are the same for all three
+    """Bayes' rule: p(class | x).  x: (n, 2), as above.  Returns (n, k)."""
+    logits = class_logits(x, variance)
     odds = np.exp(logits - logits.max(axis=0))
     return (odds / odds.sum(axis=0)).T
 
@@ -69,11 +87,12 @@ def class_posterior(x, variance):
 
 def gaussian_denoiser(x, sigma, *, center, variance):
     """E[x_0 | x] for x_0 ~ N(center, variance I).  x: any shape.  Returns that shape."""
-    return (variance * x + sigma**2 * center) / (variance + sigma**2)
+    share = variance / (variance + sigma**2)
+    return share * x + (1 - share) * center
 
 
 def mixture_denoiser(x, sigma, *, std):
-    """E[x_0 | x] for the three Gaussians: that of one, at the mean of the centers.  x: (n, 2)."""
+    """E[x_0 | x] for all classes: that of one, at the mean of the centers.  x: (n, 2)."""
     center = class_posterior(x, std**2 + sigma**2) @ CENTERS
     return gaussian_denoiser(x, sigma, center=center, variance=std**2)
 
@@ -92,7 +111,7 @@ ON_LINE = {
 
 
 def in_plane(std):
-    """As ON_LINE, of the three classes."""
+    """As ON_LINE, of the first of the classes."""
     data = partial(mixture_denoiser, std=std)
     of_class = partial(gaussian_denoiser, center=CENTERS[0], variance=std**2)
     return {"data": data, "of_class": of_class, "variance": std**2}
@@ -160,36 +179,46 @@ def log_uniform(n, sigma_min, sigma_max):
 # ------------------------------------------ The truth -------------------------------------------
 
 
+# On a line, x - D_w = s G x with s = sigma^2 and G = (1 - w) / (S_U + s) + w / (S_C + s). So a step
+# from s to s - ds multiplies x by 1 - G ds / 2 (DDIM), or by 1 - G ds and adds N(0, ds) (DDPM): an
+# equation for its variance v. The laws are the limits of small steps and large sigma_q.
+
+
 def tilted_variance(w):
     """Of p_0(x) p(c|x)^w, in proportion to p_0(x)^(1 - w) p(x|c)^w: precisions add."""
-    return S_U / (1 + (R - 1) * w)
+    return S_U / (1 + (S_U / S_C - 1) * w)
 
 
 def ddpm_variance(w):
-    """What guided DDPM returns, in the limit of small steps and large sigma_q;  w > 1/2.
-
-    With v the variance and s = sigma^2, a step from s to s - ds is dv/ds = 2 v G - 1, where
-    G = (1 - w) / (S_U + s) + w / (S_C + s). The solution at s = 0 is an elementary integral.
-    """
-    return S_U / (R - 1) * (1 - R ** (1 - 2 * w)) / (2 * w - 1)
+    """What guided DDPM returns, w > 1/2: dv/ds = 2 v G - 1, an elementary integral."""
+    r = S_U / S_C
+    return S_U / (r - 1) * (1 - r ** (1 - 2 * w)) / (2 * w - 1)
 
 
 def ddim_variance(w):
-    """What guided DDIM returns, in the same limit: dv/ds = v G."""
-    return S_U * R**-w
+    """What guided DDIM returns: dv/ds = v G."""
+    return S_U * (S_U / S_C) ** -w
 
 
-def tilted_samples(n, w, rng, *, std):
-    """n draws of p_0(x) p(c|x)^w, w >= 1, for the three classes: (n, 2).
+def tilted(w, std, side=201):
+    """p_0(x) p(c|x)^w for the classes, w >= 1, on a grid: points (n, 2), probabilities (n,).
 
-    It is p(x|c) p(c|x)^(w - 1), so a draw of the class is kept with that power for probability.
+    It is p(x|c) p(c|x)^(w - 1). The second factor is log-concave, too: so there is one mode, at
+    most w - 1 times as far from the center of c as the farthest center is, and no direction is
+    wider than the class. The grid closes in on the mode, and ends six stds from it.
     """
-    kept = np.empty((0, 2))
-    while len(kept) < n:
-        x = CENTERS[0] + std * rng.standard_normal((n, 2))
-        chance = class_posterior(x, std**2)[:, 0] ** (w - 1)
-        kept = np.concatenate([kept, x[rng.random(n) < chance]])
-    return kept[:n]
+    unit = np.linspace(-1, 1, side)
+    unit = np.stack(np.meshgrid(unit, unit), axis=-1).reshape(-1, 2)
+    farthest = np.linalg.norm(CENTERS - CENTERS[0], axis=1).max()
+    mode = CENTERS[0]
+    for half_width in np.geomspace((w - 1) * farthest + 6 * std, 6 * std, 5):
+        points = mode + half_width * unit
+        logits = class_logits(points, std**2)
+        log_posterior = logits[0] - np.logaddexp.reduce(logits)
+        log_p = (w - 1) * log_posterior - ((points - CENTERS[0]) ** 2).sum(axis=1) / (2 * std**2)
+        mode = points[log_p.argmax()]
+    p = np.exp(log_p - log_p.max())
+    return points, p / p.sum()
 
 
 # ------------------------------------------ Measuring -------------------------------------------
@@ -218,14 +247,16 @@ def estimate(values):
     return values.mean(), values.std() / len(values) ** 0.5
 
 
-def along_axis(x_0):
-    """The place of x_0, (n, 2), on the axis of the class: its center is at 1.  Returns (n,)."""
-    return x_0 @ CENTERS[0]
+def along_axis(x):
+    """The place of x, (n, 2), on the axis of the class: 0 at the data's mean, 1 at its center."""
+    mean = WEIGHTS @ CENTERS
+    axis = CENTERS[0] - mean
+    return (x - mean) @ axis / (axis @ axis)
 
 
-def from_mean(x_0):
-    """Squared distances of x_0, (n, 2), to their mean; the total variance is theirs.  (n,)"""
-    return ((x_0 - x_0.mean(axis=0)) ** 2).sum(axis=1)
+def from_point(x, point):
+    """Squared distances of x, (n, 2), to a point: to their mean, the total variance is theirs."""
+    return ((x - point) ** 2).sum(axis=1)
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -252,22 +283,27 @@ def draw_variances(variances):
     return fig
 
 
-def draw_samples(samples, std):
-    """Rows of w, columns of samplers.  samples: {w: {name: (n, 2)}}."""
+def draw_samples(samples, truths, std):
+    """Rows of w, columns of samplers.  samples: {w: {name: (n, 2)}};  truths: {w: of tilted}."""
     fig, axes = plt.subplots(2, 4, figsize=(10, 6.6), layout="constrained")
-    circle = np.exp(1j * np.linspace(0, 2 * np.pi, 100))
+    circle = 2 * std * np.exp(1j * np.linspace(0, 2 * np.pi, 100))
     points = [x_0[:2000] for columns in samples.values() for x_0 in columns.values()]
     points = np.concatenate([*points, CENTERS - 2.2 * std, CENTERS + 2.2 * std])
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
+    across = (CENTERS[0] - WEIGHTS @ CENTERS) @ [[0, 1], [-1, 0]]
     for row, (w, columns) in zip(axes, samples.items()):
+        points, p = truths[w]
         for ax, (name, x_0) in zip(row, columns.items()):
             ax.plot(*x_0[:2000].T, ".", color=COLORS[name], ms=2.5, mew=0)
-            for x, y in CENTERS:
-                ax.plot(x + 2 * std * circle.real, y + 2 * std * circle.imag, "k", lw=0.7)
-            ax.axhline(along_axis(columns["tilted"]).mean(), color="k", ls=":", lw=1)
+            for k, (x, y) in enumerate(CENTERS):
+                ax.plot(x + circle.real, y + circle.imag, "k", lw=0.7 if k else 1.8)
+            ax.axline(p @ points, p @ points + across, color="k", ls=":", lw=1)
             ax.set_title(f"{name}, $w$ = {w}")
             ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
-    fig.suptitle("The upper class (circles: two stds of each; dotted: mean of the tilted density)")
+    fig.suptitle(
+        f"{len(CENTERS)} classes, guided to the thick one "
+        "(circles: two stds; dotted: mean of the tilted density)"
+    )
     return fig
 
 
@@ -320,30 +356,33 @@ def variance_rows(variances):
     """A row for each w: samplers, each beside its law."""
     rows = [["", "DDIM", "law", "DDPM", "law", "DDPM + Langevin", "tilted"]]
     for w, measured in variances.items():
-        rows.append([f"w = {w}"])
-        for name, law in LAWS.items():
-            variance, _ = measured[name]
-            rows[-1] += [f"{variance:.4f}", f"{law(w):.4f}"]
+        pairs = [(measured[name][0], law(w)) for name, law in LAWS.items()]
+        rows.append([f"w = {w}", *(f"{number:.4f}" for pair in pairs for number in pair)])
     return rows
 
 
-def class_rows(samples):
-    """A row for each sampler: means and total variances, for each w."""
+def class_rows(samples, truths):
+    """A row for each sampler: means on the axis and total variances, for each w."""
     rows = [["", *(f"mean, w = {w}" for w in samples), *(f"variance, w = {w}" for w in samples)]]
-    for name in COLORS:
-        places = [estimate(along_axis(columns[name])) for columns in samples.values()]
-        variances = [estimate(from_mean(columns[name])) for columns in samples.values()]
-        rows.append([name, *(f"{x:.3f} +- {error:.3f}" for x, error in places + variances)])
+    means = [p @ along_axis(points) for points, p in truths.values()]
+    variances = [p @ from_point(points, p @ points) for points, p in truths.values()]
+    rows.append(["tilted, exact", *(f"{x:.3f}" for x in means + variances)])
+    for name in LAWS:
+        x_0s = [columns[name] for columns in samples.values()]
+        means = [estimate(along_axis(x_0)) for x_0 in x_0s]
+        variances = [estimate(from_point(x_0, x_0.mean(axis=0))) for x_0 in x_0s]
+        rows.append([name, *(f"{x:.3f} +- {error:.3f}" for x, error in means + variances)])
     return rows
 
 
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(1000, 1, 10_000, "steps of a sampler, even in log sigma"),
-        num_samples=(20_000, 1, 10**6, "samples of the Gaussian, at most 5000 of the classes"),
+        num_samples=(4000, 1, 10**6, "samples of each sampler"),
         num_langevin=(2, 0, 100, "Langevin steps before each step of DDPM"),
-        std=(0.5, 0.1, 1.0, "std of each of the three Gaussians"),
+        std=(0.5, 0.1, 1.0, "std of each class in the plane"),
         sigma_q=(100.0, 5.0, 1000.0, "std of the noise at t = 1, and of the base"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
@@ -357,18 +396,22 @@ def main(argv=None):
         samples = run(x_1, w, **ON_LINE)
         variances[w] = {name: estimate(x_0**2) for name, x_0 in samples.items()}
 
-    x_1 = args.sigma_q * rng.standard_normal((min(args.num_samples, 5000), 2))
+    x_1 = args.sigma_q * rng.standard_normal((args.num_samples, 2))
+    truths = {w: tilted(w, args.std) for w in (2, 8)}
     classes = {}
-    for w in (2, 8):
-        tilted = tilted_samples(200_000, w, rng, std=args.std)
-        classes[w] = {"tilted": tilted, **run(x_1, w, **in_plane(args.std))}
+    for w, (points, p) in truths.items():
+        drawn = points[rng.choice(len(points), args.num_samples, p=p)]
+        classes[w] = {"tilted": drawn, **run(x_1, w, **in_plane(args.std))}
 
+    for name, figure in {
+        "tilted": draw_samples(classes, truths, args.std),
+        "variance-vs-w": draw_variances(variances),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
     print(f"two Gaussians: variance of x_0 (+- {(2 / args.num_samples) ** 0.5:.0%}), and its law")
     table(variance_rows(variances))
-    print("three classes: mean of x_0 on the axis of the class (center: 1), and total variance")
-    table(class_rows(classes))
-    draw_samples(classes, args.std).savefig(args.figures_dir / "tilted.jpg", dpi=120)
-    draw_variances(variances).savefig(args.figures_dir / "variance-vs-w.jpg", dpi=120)
+    print(f"{len(CENTERS)} classes: mean of x_0 on the axis of the first, and total variance")
+    table(class_rows(classes, truths))
     print(f"figures: {args.figures_dir}")
 
 

@@ -15,17 +15,19 @@ The truth beside it
     is not p_1) it does not show.
 
 What to look for in figures/
-    data.jpg                the curve
-    train_loss.jpg          the loss falls to that of the exact denoiser
-    learned-vs-exact.jpg    the learned denoiser lies over the exact one
-    eval_ddpm_samples.jpg   DDPM: the curve, and the noise of its last step
-    eval_ddim_samples.jpg   DDIM: on the curve, but for a few; lines lead to the twins of samples
-                            that are far from theirs
+    data-to-noise-and-back.jpg   noise is added to data (above), DDIM starts from noise (below): is
+                                 it the same cloud at each t? Are they the same points?
+    data.jpg                     the curve
+    train_loss.jpg               where does the loss start, and where does it stop?
+    learned-vs-exact.jpg         arrows from x_t to E[x_0|x_t], exact and learned; in colour, how
+                                 far their heads are apart: where does the network err?
+    eval_ddpm_samples.jpg        DDPM and its twins: what have both that the data has not?
+    eval_ddim_samples.jpg        DDIM and its twins; lines join those that are far apart
 
 Try this
-    python swiss_roll.py --train-steps 300    large t is learned first: excess at small t is large
-    python swiss_roll.py --num-steps 20       off the curve, and so are the twins: too few steps
-    python swiss_roll.py --sigma-q 4          DDPM's last noise is four times as wide
+    python swiss_roll.py --train-steps 300    is it bad near the data, or in the noise?
+    python swiss_roll.py --num-steps 20       few steps: do samples part from their twins?
+    python swiss_roll.py --sigma-q 4          how wide is DDPM's last noise now?
 """
 
 import math
@@ -40,10 +42,13 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import LogNorm
 from torch import nn
+from torch.autograd.functional import jvp
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
+# Another curve: other START, END and curve. All that follows is computed from them.
 START, END = math.pi / 2, 4 * math.pi  # the angles at which the roll starts and ends
 
 
@@ -53,8 +58,20 @@ def curve(theta):
     return direction * theta[:, None] / (4 * math.pi)
 
 
+THETA = torch.linspace(START, END, 1000)
+SPEED = jvp(curve, THETA, torch.ones_like(THETA))[1].norm(dim=-1).max().item()  # |dx / dtheta|
+SPREAD = curve(THETA).std(dim=0).norm().item()  # root mean square distance from the mean
+
+
+def faults():
+    """What this script cannot do with the curve, a line each."""
+    points = curve(THETA)
+    right = points.shape == (len(THETA), 2) and points.isfinite().all() and START < END and SPEED
+    return [] if right else ["curve(theta) must be a curve in the plane, from START up to END"]
+
+
 def swiss_roll(n, rng):
-    """n draws of x_0: theta uniform on [pi/2, 4 pi], no noise.  rng: a torch Generator.  (n, 2)"""
+    """n draws of x_0: theta uniform on [START, END], no noise.  rng: a torch Generator.  (n, 2)"""
     return curve(START + (END - START) * torch.rand(n, generator=rng))
 
 
@@ -106,15 +123,15 @@ def ddim(reverse_mean, x_1, num_steps):
 
 # ------------------------------------------- Learning -------------------------------------------
 MIN_T = 1 / 2000  # the smallest t that is learned: the last step of the most steps
-SIGMA_DATA = curve(torch.linspace(START, END, 1000)).square().mean().item() ** 0.5  # per coordinate
+SIGMA_DATA = curve(THETA).square().mean().item() ** 0.5  # E|x_0|^2 = 2 SIGMA_DATA^2
 
 
 class Denoiser(nn.Module):
     """A ReLU network that learns E[x_0 | x_t].
 
-    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, table 1): c_skip x_t is nearly the
-    best linear guess of x_0, and c_out the size of its error. The network learns what that guess
-    misses, in units of c_out. So its task has about the same size at every t.
+    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, table 1): of all multiples of x_t,
+    c_skip x_t is the best guess of x_0, whatever the data, and c_out the size of its error, per
+    coordinate. The network learns what that guess misses, in units of c_out.
     """
 
     def __init__(self, sigma_q):
@@ -179,18 +196,19 @@ def train(*, sigma_q, train_steps, rng):
 def exact_denoiser(x_t, t, *, sigma_q):
     """E[x_0 | x_t]: the average of the curve, weighted by p(theta | x_t), Bayes' rule.
 
-    The posterior of experiment 2, its points at most about sigma_t / 4 apart: the midpoint rule.
-    In single precision good to sigma_t / 100 for sigma_t >= 0.002.
+    The posterior of experiment 2, its points evenly in theta, and nowhere farther apart than a
+    quarter of sigma_t and of SPREAD: the midpoint rule, good to sigma_t / 100 where it was tried.
     x_t: (n, 2);  t: a float.  Returns (n, 2).
     """
     sigma_t = sigma_q * t**0.5
-    num_points = math.ceil(4 * (END - START) / sigma_t) + 20
+    num_points = math.ceil(4 * SPEED * (END - START) * (1 / sigma_t + 1 / SPREAD))
     theta = START + (END - START) * (torch.arange(num_points) + 0.5) / num_points
     points = curve(theta)
     means = []
-    for rows in x_t.split(500):  # (500, num_points) fits in memory
-        posterior = (-((torch.cdist(rows, points) / sigma_t) ** 2) / 2).softmax(dim=1)
-        means.append(posterior @ points)
+    for rows in x_t.split(math.ceil(10**6 / num_points)):  # (rows, num_points) fits in memory
+        # The default, |x|^2 - 2 x.c + |c|^2, is too coarse for small sigma_t far from 0.
+        distance = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
+        means.append((-((distance / sigma_t) ** 2) / 2).softmax(dim=1) @ points)
     return torch.cat(means)
 
 
@@ -238,13 +256,27 @@ def sample(denoiser, x_1, num_steps, sigma_q, rng):
     return samples
 
 
-FAR = 0.1  # the turns of the roll are half a unit apart
+FAR = float(f"{SPREAD / 6:.1g}")  # a sixth of the spread, to one digit
 
 
 def apart(x_0, twins):
     """Median distance of samples to their twins, (n, 2) each, and the share farther than FAR."""
     distance = (x_0 - twins).norm(dim=1)
     return distance.median().item(), (distance > FAR).double().mean().item()
+
+
+def there_and_back(denoiser, num_steps, sigma_q, rng, n=4000):
+    """{t: (draws of p_t, what DDIM makes of the base), (n, 2) each}, at five t from 0 up.
+
+    The first are one run of the forward process: noise is added to the same points.
+    """
+    x_1 = sigma_q * torch.randn(n, 2, generator=rng)
+    run = [x_1, *ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps)]
+    x_t, clouds, steps = swiss_roll(n, rng), {}, 0
+    for k in (round(num_steps * t) for t in (0, 0.003, 0.02, 0.1, 1)):
+        x_t = add_noise(x_t, (k - steps) / num_steps, sigma_q, rng)
+        clouds[k / num_steps], steps = (x_t, run[num_steps - k]), k
+    return clouds
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -275,12 +307,12 @@ def draw_loss(losses, least):
     return fig
 
 
-def plane(ax, points, title):
-    """The data, in a square around 0 that holds the points, (..., 2)."""
-    line = curve(torch.linspace(START, END, 300))
-    ax.plot(*line.T, color="0.85", lw=4, zorder=0, label="data")
-    side = 1.05 * torch.cat([points.flatten(), line.flatten()]).abs().max().item()
-    ax.set(xlabel="$x$", title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
+def square(ax, *points):
+    """Limits of a square that holds the points, (n, 2) each."""
+    low, high = torch.cat(points).aminmax(dim=0)
+    middle, half = (low + high) / 2, 0.525 * (high - low).max()
+    (left, bottom), (right, top) = (middle - half).tolist(), (middle + half).tolist()
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
 
 
 def join(ax, starts, ends, **style):
@@ -290,38 +322,65 @@ def join(ax, starts, ends, **style):
 
 
 def draw_denoisers(denoiser, exact, sigma_q, rng):
-    """Lines from x_t to E[x_0 | x_t], learned over exact."""
-    fig, axes = plt.subplots(1, 3, figsize=(11, 4.4), layout="constrained")
-    for ax, t, n in zip(axes, (0.01, 0.1, 1.0), (80, 60, 40)):
-        x_t = add_noise(swiss_roll(n, rng), t, sigma_q, rng)
-        best, guess = exact(x_t, t), denoiser(x_t, t)
-        join(ax, x_t, best, color="0.5", lw=3.5)
-        join(ax, x_t, guess, color=BLUE, lw=1)
-        ax.plot(*x_t.T, ".", color="k", ms=4, label="$x_t$")
-        ax.plot(*best.T, "o", color="0.5", ms=7, label="$E[x_0|x_t]$, exact")
-        ax.plot(*guess.T, "o", color=BLUE, ms=3.5, label="$E[x_0|x_t]$, learned")
-        plane(ax, x_t, rf"$t$ = {t:g}: $\sigma_t$ = {sigma_q * t**0.5:.2g}")
-    axes[0].set_ylabel("$y$")
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    """Arrows from x_t to E[x_0 | x_t], exact and learned, and the distance between their heads."""
+    fig, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained", sharex=True, sharey=True)
+    data, times, size = curve(THETA), (0.1, 0.01), 121
+    square(axes[0, 0], data.mean(dim=0) + 1.3 * (data - data.mean(dim=0)))
+    x, y = (
+        torch.linspace(*limits, size) for limits in (axes[0, 0].get_xlim(), axes[0, 0].get_ylim())
+    )
+    grid, tails = torch.cartesian_prod(x, y), torch.cartesian_prod(x[4::8], y[4::8])
+    errors = {t: (denoiser(grid, t) - exact(grid, t)).norm(dim=1) for t in times}
+    every = torch.cat([*errors.values()])
+    norm = LogNorm(every.quantile(0.02).item(), every.max().item())
+    arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
+    for row, t in zip(axes, times):
+        for ax, field, name, color in zip(
+            row, (exact, denoiser), ("exact", "learned"), ("k", BLUE)
+        ):
+            ax.plot(*data.T, color="0.8", lw=4, zorder=0)
+            ax.quiver(*tails.T, *(field(tails, t) - tails).T, color=color, **arrow)
+            ax.set_title(f"$E[x_0|x_t]$, {name}, $t$ = {t:g}")
+        image = row[2].pcolormesh(x, y, errors[t].view(size, size).T, norm=norm, cmap="magma")
+        x_t = add_noise(swiss_roll(300, rng), t, sigma_q, rng)
+        row[2].plot(*x_t.T, ".", color="w", ms=1.5)
+        row[2].set_title("their distance; dots: $x_t$")
+    for ax in axes.flat:
+        ax.set(xlabel="$x$", ylabel="$y$", aspect="equal")
+        ax.label_outer()
+    fig.colorbar(image, ax=axes)
+    return fig
+
+
+def draw_there_and_back(clouds):
+    """A column for each t; color is the place on the curve at t = 0.  clouds: of there_and_back."""
+    fig, axes = plt.subplots(2, len(clouds), figsize=(11, 4.8), layout="constrained")
+    for column, (t, pair) in zip(axes.T, clouds.items()):
+        for ax, x_t, x_0 in zip(column, pair, clouds[0]):
+            place = torch.cdist(x_0, curve(THETA)).argmin(dim=1)
+            ax.scatter(*x_t.T, s=2, c=place, cmap="plasma", lw=0)
+            square(ax, *pair)
+            ax.set(xticks=[], yticks=[], facecolor="0.08")
+        column[0].set_title(f"$t$ = {t:g}")
+    axes[0, 0].set_ylabel("adding noise $\\rightarrow$")
+    axes[1, 0].set_ylabel("$\\leftarrow$ DDIM")
     return fig
 
 
 def draw_samples(sampler, x_0, twins):
     """Samples beside their twins, (n, 2) each; a line joins those that are over FAR apart."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(5.4, 3.3), layout="constrained", sharey=True)
-    both, color = torch.stack([x_0, twins]), COLORS[sampler]
-    far = (x_0 - twins).norm(dim=1) > FAR
-
+    color, far = COLORS[sampler], (x_0 - twins).norm(dim=1) > FAR
+    for ax, denoiser in [(left, "learned"), (right, "exact")]:
+        ax.plot(*curve(THETA).T, color="0.85", lw=4, zorder=0, label="data")
+        ax.set(xlabel="$x$", title=f"{sampler}, {denoiser} denoiser")
+        square(ax, x_0, twins, curve(THETA))
     left.plot(*x_0.T, ".", color=color, ms=2)
     left.plot(*x_0[far].T, ".", color=color, ms=7, mec="k", mew=0.5, label="sample")
     left.plot(*twins[far].T, ".", color="k", ms=4, label="its twin")
-    join(left, x_0[far], twins[far], color="k", lw=0.7, label=f"over {FAR} apart")
-    plane(left, both, f"{sampler}, learned denoiser")
+    join(left, x_0[far], twins[far], color="k", lw=0.7, label=f"over {FAR:g} apart")
     left.set_ylabel("$y$")
-
     right.plot(*twins.T, ".", color="k", ms=2)
-    plane(right, both, f"{sampler}, exact denoiser")
-
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
@@ -374,11 +433,11 @@ def table(rows):
 def report(excess, bayes, samples, twins):
     """Two lists of rows for table, from what measure and sample return."""
     levels = [
-        ["t", *(f"{t:.2g}" for t in TIMES)],
-        ["Bayes error", *(f"{b:.3g}" for b in bayes)],
-        ["excess over it", *(f"{e / b:.2%}" for e, b in zip(excess, bayes))],
+        ["t", *(f"{t:.2g}" for t in TIMES[::-1])],
+        ["Bayes error", *(f"{b:.3g}" for b in bayes[::-1])],
+        ["excess over it", *(f"{e / b:.2%}" for e, b in zip(excess[::-1], bayes[::-1]))],
     ]
-    distances = [["from sample to twin", "median", f"over {FAR}"]]
+    distances = [["from sample to twin", "median", f"over {FAR:g}"]]
     for name, x_0 in samples.items():
         median, far = apart(x_0, twins[name])
         distances.append([name, f"{median:.4f}", f"{far:.1%}"])
@@ -388,6 +447,7 @@ def report(excess, bayes, samples, twins):
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(1000, 1, 2000, "steps of a sampler, 1 / dt"),
         num_samples=(4000, 1, 10**6, "samples of each sampler"),
         sigma_q=(1.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
@@ -405,10 +465,7 @@ def main(argv=None):
     x_1 = args.sigma_q * torch.randn(args.num_samples, 2, generator=rng)
     twins = sample(exact, x_1, args.num_steps, args.sigma_q, rng.clone_state())  # the same noise
     samples = sample(denoiser, x_1, args.num_steps, args.sigma_q, rng)
-
-    print(f"loss: {last_tenth(losses):.2f} in the last tenth, {least:.2f} with the exact denoiser")
-    for rows in report(excess, bayes, samples, twins):
-        table(rows)
+    clouds = there_and_back(denoiser, args.num_steps, args.sigma_q, rng)
 
     for name, figure in {
         "data": draw_data(swiss_roll(2000, rng)),
@@ -416,8 +473,12 @@ def main(argv=None):
         "learned-vs-exact": draw_denoisers(denoiser, exact, args.sigma_q, rng),
         "eval_ddpm_samples": draw_samples("DDPM", samples["DDPM"], twins["DDPM"]),
         "eval_ddim_samples": draw_samples("DDIM", samples["DDIM"], twins["DDIM"]),
+        "data-to-noise-and-back": draw_there_and_back(clouds),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    print(f"loss: {last_tenth(losses):.2f} in the last tenth, {least:.2f} with the exact denoiser")
+    for rows in report(excess, bayes, samples, twins):
+        table(rows)
     print(f"figures: {args.figures_dir}")
 
 

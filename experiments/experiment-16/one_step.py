@@ -3,14 +3,17 @@
 The claim
     Flow matching (experiment 4) learns a velocity, and few Euler steps with it are wrong. The
     flow's map takes a point at time t to where the flow carries it at time r < t: x + (t - r) u,
-    with u(x, t, r) the mean velocity on the way. It needs one step, and it can be learned without
-    following the flow. A network stands for u. Three losses, on draws of (x_0, x_1):
+    with u(x, t, r) the mean velocity on the way. It needs one step. A network stands for u, trained
+    on draws of (x_0, x_1) in one of four ways:
         velocity      u(x_t, t, t) is pulled to v = x_0 - x_1: Pseudocode 4
         consistency   f(x, t) = x + t u(x, t, 0) is pulled to what it is on the same line one level
                       lower, of N levels of t (Song et al. 2023, 2303.01469)
-        MeanFlow      u(x_t, t, r) is pulled to v - (t - r) du/dt, the derivative taken along the
-                      line, dx/dt = -v (Geng et al. 2025, 2505.13447)
-    MeanFlow's fixed point is the map. Consistency training's is not, and is known.
+        MeanFlow      u(x_t, t, r) is pulled to v - (t - r) du/dt, the derivative taken along
+                      dx/dt = -v, with v = x_0 - x_1 (Geng et al. 2025, 2505.13447)
+        distilled     the same, with the learned velocity for v
+    Consistency training stops at something else than the map, which is known. MeanFlow's fixed
+    point is the map, but its target is as noisy as x_0 - x_1, times the slope of the map; the
+    distilled network's target has no noise.
 
 The truth beside it
     In one dimension a flow keeps order, so its map takes quantiles to quantiles: `flow_map`. It
@@ -20,15 +23,17 @@ The truth beside it
     apart. Distances to twins are over 4000 even quantiles of the base: no sampling error.
 
 What to look for in figures/
-    maps.jpg    x_0 against x_1: one Euler step goes to the mean of the data; the map has a steep
-                place, and consistency training rounds it off as its fixed point does
-    error.jpg   the fixed point's error falls slowly with N, and networks lie near it
+    idea.jpg    a velocity is the tangent of a trajectory; the map jumps to the trajectory's end
+    maps.jpg    x_0 against x_1 for each network, over the exact map and its steep places
+    error.jpg   left: more levels in training; right: more steps in sampling
 
 Try this
-    python one_step.py --num-levels 2      even perfect training is off by .60
-    python one_step.py --num-levels 1000   perfect training is off by .04; is the network?
+    python one_step.py --num-levels 2      how good can consistency training be with two levels?
+    python one_step.py --num-levels 1000   and with a thousand: whose error is left?
+    python one_step.py --more-steps 4000   start at the solution, and go on from data: better?
 """
 
+import copy
 import math
 import os
 import sys
@@ -46,14 +51,23 @@ from torch import nn
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 ~ .6 N(-1, .3^2) + .4 N(1, .3^2), as in experiments 9 and 10; the base is N(0, 1).
+# x_0 is one of CENTERS, plus N(0, STD^2), as in experiments 9 and 10; the base is N(0, 1).
 WEIGHTS, CENTERS, STD = (0.6, 0.4), (-1.0, 1.0), 0.3
+
+
+def faults():
+    """What the script cannot do with this data, a line each."""
+    if len(WEIGHTS) != len(CENTERS) or min(WEIGHTS) <= 0 or abs(sum(WEIGHTS) - 1) > 1e-6:
+        yield "WEIGHTS: one for each of CENTERS, above 0, of sum 1"
+    if not (0 < STD < math.inf and np.ptp(CENTERS) <= 100 * STD):
+        yield "CENTERS: at most 100 STD apart, or the grid of `consistent` is too coarse"
 
 
 def mixture(n, rng):
     """n draws of x_0.  rng: a torch Generator.  Returns (n, 1)."""
-    upper = torch.rand(n, 1, generator=rng) < WEIGHTS[1]
-    return torch.where(upper, CENTERS[1], CENTERS[0]) + STD * torch.randn(n, 1, generator=rng)
+    weights, centers = torch.tensor([WEIGHTS, CENTERS], dtype=torch.float32)
+    which = torch.multinomial(weights, n, replacement=True, generator=rng)
+    return centers[which][:, None] + STD * torch.randn(n, 1, generator=rng)
 
 
 def between(x_0, x_1, t):
@@ -61,10 +75,40 @@ def between(x_0, x_1, t):
     return t * x_1 + (1 - t) * x_0
 
 
+def std(t):
+    """Of x_t, if its center is known: a number, or like t."""
+    return ((1 - t) ** 2 * STD**2 + t**2) ** 0.5
+
+
+# ----------------------------------------- The samplers -----------------------------------------
+
+
+def flow(velocity, x_1, num_steps):
+    """Pseudocode 5: x_{t-dt} = x_t + v_t(x_t) dt, for t = 1, 1 - dt, ..., dt.
+
+    x_1: draws of the base;  num_steps = 1 / dt;  velocity(x_t, t) -> like x_t, t a float.
+    Yields x_{t-dt} after every step, the last is x_0.
+    """
+    x_t, dt = x_1, 1 / num_steps
+    for k in range(num_steps, 0, -1):  # t = k dt
+        x_t = x_t + velocity(x_t, k / num_steps) * dt
+        yield x_t
+
+
+def again(f, x_0, noise, t):
+    """From x_0 back to time t with fresh noise, and to x_0 again (Song et al., Algorithm 1).
+
+    f(x, t): x_0 from x at time t.  x_0, noise: (n,).  Returns (n,).
+    """
+    return f(between(x_0, noise, t), t)
+
+
 # ------------------------------------------- Learning -------------------------------------------
+MEAN = sum(w * c for w, c in zip(WEIGHTS, CENTERS))
+VARIANCE = sum(w * (c - MEAN) ** 2 for w, c in zip(WEIGHTS, CENTERS)) + STD**2
 
 
-class Network(nn.Module):
+class MeanVelocity(nn.Module):
     """u(x, t, r), the mean velocity from time t to r <= t; that at t, if r = t."""
 
     def __init__(self, width=64):
@@ -81,13 +125,13 @@ class Network(nn.Module):
 
     def forward(self, x, t, r):
         """x, t, r: (n, 1) each.  Returns (n, 1)."""
+        z = (x - (1 - t) * MEAN) / ((1 - t) ** 2 * VARIANCE + t**2).sqrt()
         # Scaled up: the map is steep, and small inputs start flat.
-        return self.layers(torch.cat([3 * x, 2 * t, 2 * (t - r)], dim=1))
+        return (1 + VARIANCE) ** 0.5 * self.layers(torch.cat([3 * z, 2 * t, 2 * (t - r)], dim=1))
 
-
-def jump(u, x, t, r):
-    """Where u takes x from time t to time r, numbers: x + (t - r) u.  x: (n, 1)."""
-    return x + (t - r) * u(x, torch.full_like(x, t), torch.full_like(x, r))
+    def velocity(self, x, t):
+        """u(x, t, t)."""
+        return self(x, t, t)
 
 
 def velocity_loss(u, x_0, x_1, rng):
@@ -107,29 +151,50 @@ def consistency_loss(u, x_0, x_1, rng, *, num_levels):
     return (x_t + upper * u(x_t, upper, zero) - target).square().mean()
 
 
-def mean_flow_loss(u, x_0, x_1, rng):
-    """Along the flow x_t + (t - r) u(x_t, t, r) stays: u = v - (t - r) du/dt.
+def identity_loss(u, x_t, t, r, v):
+    """Along the flow x_t + (t - r) u(x_t, t, r) stays: u = v - (t - r) du/dt, dx/dt = -v.
 
-    The right side is linear in v, so x_0 - x_1 may stand for its mean v. Half of the draws have
-    r = t: there it is the loss above.
+    Row i of u depends on row i of x_t and t alone, so the gradient of the sum of all rows holds
+    every row's own derivatives: one reverse pass.
     """
-    t, r = torch.rand(2, *x_0.shape, generator=rng).sort(dim=0, descending=True).values
+    x_t, t = x_t.requires_grad_(), t.requires_grad_()
+    mean_velocity = u(x_t, t, r)
+    by_x, by_t = torch.autograd.grad(mean_velocity.sum(), (x_t, t), retain_graph=True)
+    target = v - (t - r) * (by_t - v * by_x)
+    return (mean_velocity - target.detach()).square().mean()
+
+
+def two_times(shape, rng):
+    """t and r < t, uniform on the triangle: the larger and the smaller of two draws."""
+    return torch.rand(2, *shape, generator=rng).sort(dim=0, descending=True).values
+
+
+def mean_flow_loss(u, x_0, x_1, rng):
+    """From data: the identity's right side is linear in v, so x_0 - x_1 stands for its mean v.
+
+    Half of the draws have r = t: there it is the loss of the velocity.
+    """
+    t, r = two_times(x_0.shape, rng)
     r = torch.where(torch.rand(x_0.shape, generator=rng) < 0.5, t, r)
-    v = x_0 - x_1
-    along = (-v, torch.ones_like(t), torch.zeros_like(r))
-    mean_velocity, change = torch.func.jvp(u, (between(x_0, x_1, t), t, r), along)
-    target = (v - (t - r) * change).detach()
-    return (mean_velocity - target).square().mean()
+    return identity_loss(u, between(x_0, x_1, t), t, r, x_0 - x_1)
 
 
-def train(loss, *, train_steps, rng, batch_size=512, learning_rate=0.004):
-    """One of the losses above, on fresh pairs of independent x_0 and x_1.  Returns the Network.
+def distillation_loss(u, x_0, x_1, rng, *, velocity):
+    """From a velocity that is known: all of the target is a function of x_t, t and r."""
+    t, r = two_times(x_0.shape, rng)
+    x_t = between(x_0, x_1, t)
+    return identity_loss(u, x_t, t, r, velocity(x_t, t).detach())
 
-    Where a target is the network's own, the mean loss is no number that must fall: not returned.
+
+def train(loss, *, train_steps, rng, batch_size=512, learning_rate=0.004, start=None):
+    """One of the losses above, on fresh pairs of independent x_0 and x_1.
+
+    start: a network whose weights to start from.  Returns the MeanVelocity. Where a target is the
+    network's own, the mean loss is no number that must fall: not returned.
     """
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
-    network = Network()
+    network = copy.deepcopy(start).requires_grad_() if start else MeanVelocity()
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
     for _ in tqdm(range(train_steps), "training", disable=None):
@@ -141,127 +206,211 @@ def train(loss, *, train_steps, rng, batch_size=512, learning_rate=0.004):
     return network.requires_grad_(False)
 
 
+MANY = 100  # levels of the second consistency training
+
+
+def learn(num_levels, *, train_steps, more_steps, rng):
+    """Trains all networks.  Returns {name: network}.
+
+    MeanFlow gets as many pairs as the velocity and the network distilled from it together.
+    """
+    networks = {"velocity": train(velocity_loss, train_steps=train_steps, rng=rng)}
+    for n, steps in ((num_levels, train_steps), (MANY, 2 * train_steps)):
+        loss = partial(consistency_loss, num_levels=n)
+        networks[with_levels(n)] = train(loss, train_steps=steps, rng=rng, batch_size=256)
+    steps = train_steps + train_steps // 2
+    networks["MeanFlow"] = train(mean_flow_loss, train_steps=steps, rng=rng)
+    start = networks["velocity"]
+    loss = partial(distillation_loss, velocity=start.velocity)
+    start = train(loss, train_steps=train_steps, rng=rng, batch_size=256, start=start)
+    networks["distilled"] = start
+    if more_steps:
+        more = train(mean_flow_loss, train_steps=more_steps, rng=rng, start=start)
+        networks["distilled, then MeanFlow"] = more
+    return networks
+
+
+def with_levels(num_levels):
+    """How a consistency network is called."""
+    return f"consistency, {num_levels} levels"
+
+
 # ------------------------------------------ The truth -------------------------------------------
 
 
-def cdf(x, t):
-    """P(x_t <= x): x_t is a mixture about (1 - t) CENTERS.  x: (n,), float64.  Returns (n,)."""
-    std = math.hypot((1 - t) * STD, t)
-    parts = [torch.special.ndtr((x - (1 - t) * center) / std) for center in CENTERS]
-    return WEIGHTS[0] * parts[0] + WEIGHTS[1] * parts[1]
+def exact_velocity(x, t):
+    """E[x_0 - x_1 | x_t = x]: given the center c, x_0 and x_1 are linear in x - (1 - t) c.
+
+    x: (n, 1);  t: (n, 1) or a number.  Returns (n, 1).
+    """
+    weights, centers = torch.tensor([WEIGHTS, CENTERS], dtype=x.dtype)
+    rest = x - (1 - t) * centers  # (n, number of components)
+    odds = (weights.log() - (rest / std(t)) ** 2 / 2).softmax(dim=1)
+    each = centers + ((1 - t) * STD**2 - t) / std(t) ** 2 * rest
+    return (odds * each).sum(dim=1, keepdim=True)
+
+
+def log_odds(x, t):
+    """log P(x_t <= x) / P(x_t > x): precise in both tails.  x: (n,), float64.  Returns (n,)."""
+    weights, centers = torch.tensor([WEIGHTS, CENTERS], dtype=x.dtype)[:, :, None]
+    z = (x - (1 - t) * centers) / std(t)
+    below, above = (weights.log() + torch.special.log_ndtr(s) for s in (z, -z))
+    return below.logsumexp(dim=0) - above.logsumexp(dim=0)
 
 
 def flow_map(x, t, r):
     """Where the flow takes x from time t to time r: to the same quantile, found by bisection.
 
-    x: (n,), float64, |x| < 6.  Returns (n,).
+    That lies between the least and the largest that it would be in one component.
+    x: (n,), float64.  Returns (n,).
     """
-    p = cdf(x, t)
-    low, high = torch.full_like(x, -8), torch.full_like(x, 8)
-    for _ in range(50):
+    least, largest = min(CENTERS), max(CENTERS)
+    odds = log_odds(x, t)
+    low = (1 - r) * least + std(r) / std(t) * (x - (1 - t) * largest)
+    high = (1 - r) * largest + std(r) / std(t) * (x - (1 - t) * least)
+    for _ in range(60):
         middle = (low + high) / 2
-        below = cdf(middle, r) < p
+        below = log_odds(middle, r) < odds
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
 
 
-def posterior_nodes(x, t, num_nodes=20):
-    """x_0 given x_t = x: two Gaussians.  Returns nodes and weights, (2 num_nodes, n) each."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-    variance = 1 / (1 / STD**2 + (1 - t) ** 2 / t**2)
-    marginal = (1 - t) ** 2 * STD**2 + t**2
-    means, logits = [], []
-    for weight, center in zip(WEIGHTS, CENTERS):
-        means.append(variance * (center / STD**2 + (1 - t) * x / t**2))
-        logits.append(math.log(weight) - (x - (1 - t) * center) ** 2 / (2 * marginal))
-    odds = np.exp(logits - np.max(logits, axis=0))
-    odds /= odds.sum(axis=0)
-    x_0 = [mean + variance**0.5 * node for mean in means for node in nodes]
-    return np.array(x_0), np.array([p * w for p in odds for w in weights / weights.sum()])
+def grid(t, n=4001):
+    """x_t from 8 std below the lowest component to 8 above the highest, (n,)."""
+    ends = min(CENTERS) * (1 - t) - 8 * std(t), max(CENTERS) * (1 - t) + 8 * std(t)
+    return np.linspace(*ends, n)
 
 
-GRID = np.linspace(-7, 7, 7001)  # of x
+def cubic(x, points, values):
+    """The cubic through the four values about x.  x: any shape;  points: uniform."""
+    place = (x - points[0]) / (points[1] - points[0])
+    k = np.clip(place.astype(int), 1, len(points) - 3)
+    s = np.clip(place, 0, len(points) - 1) - k
+    a, b, c, d = (values[k + shift] for shift in (-1, 0, 1, 2))
+    return b + s * (
+        c - a / 3 - b / 2 - d / 6 + s * ((a + c) / 2 - b + s * ((d - a) / 6 + (b - c) / 2))
+    )
 
 
-def consistent(x_1, num_levels):
-    """f_N(x_1), N = num_levels: what perfect consistency training makes of x_1, (n,).
+def consistent(x, num_levels, level=None):
+    """f_k(x), k = level or num_levels: what perfect consistency training makes of x, (n,).
 
-    Level by level on GRID; on a line x_r = (r / t) x_t + (1 - r / t) x_0, r / t = 1 - 1 / k.
+    Level by level on `grid`. On a line x_r = (r / t) x_t + (1 - r / t) x_0, r / t = 1 - 1 / k, and
+    x_0 given x_t is a mixture, too: Gauss and Hermite's nodes for each component.
     """
-    values = GRID  # f_0
-    for k in range(1, num_levels + 1):
-        x_0, weights = posterior_nodes(GRID, k / num_levels)
-        x_r = (1 - 1 / k) * GRID + x_0 / k
-        values = (weights * np.interp(x_r, GRID, values)).sum(axis=0)
-    return torch.from_numpy(np.interp(x_1, GRID, values))
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(8)
+    points = values = grid(0)  # f_0
+    for k in range(1, (level if level is not None else num_levels) + 1):
+        t = k / num_levels
+        x_t, gain = grid(t), (1 - t) * STD**2 / std(t) ** 2
+        rests = [x_t - (1 - t) * center for center in CENTERS]
+        logits = [np.log(w) - (rest / std(t)) ** 2 / 2 for w, rest in zip(WEIGHTS, rests)]
+        total, spread = np.logaddexp.reduce(logits), STD * t / std(t) * nodes[:, None]
+        f_k = 0
+        for center, rest, logit in zip(CENTERS, rests, logits):
+            x_r = (1 - 1 / k) * x_t + (center + gain * rest + spread) / k
+            mean = node_weights @ cubic(x_r, points, values) / node_weights.sum()
+            f_k = f_k + np.exp(logit - total) * mean
+        points, values = x_t, f_k
+    return torch.from_numpy(cubic(np.asarray(x), points, values))
 
 
 # ------------------------------------------ Measuring -------------------------------------------
 NUM_STARTS = 4000
 STARTS = torch.special.ndtri((torch.arange(NUM_STARTS, dtype=torch.float64) + 0.5) / NUM_STARTS)
+# The same as fresh noise: in an order in which pairs of both fill the plane evenly.
+FRESH = STARTS[(torch.arange(NUM_STARTS, dtype=torch.float64) * (5**0.5 - 1) / 2 % 1).argsort()]
 LEVELS = [1, 2, 5, 10, 20, 50, 100, 200]
-EULER_STEPS = [1, 2, 4, 10, 50]
+STEPS = [1, 2, 5, 10, 20, 50]
 
 
-def euler(u, x_1, x_t, t, r):
-    """With the velocity: Pseudocode 5."""
-    return x_t + (t - r) * u(x_t, torch.full_like(x_t, t), torch.full_like(x_t, t))
+def average(x, t, r, *, u):
+    """u(x, t, r) for numbers t and r.  x: (n,), float64.  Returns (n,)."""
+    x = x.float()[:, None]
+    return u(x, torch.full_like(x, t), torch.full_like(x, r))[:, 0].double()
 
 
-def consistency(u, x_1, x_t, t, r):
-    """To x_0, and back towards the same x_1 as far as r: not where the flow is, if r > 0."""
-    return between(jump(u, x_t, t, 0), x_1, r)
+def jump(x, t, *, u):
+    """Where u takes x from time t to 0."""
+    return x + t * average(x, t, 0, u=u)
 
 
-def mean_flow(u, x_1, x_t, t, r):
-    """With the map, from t to r."""
-    return jump(u, x_t, t, r)
+def sample(name, u, num_steps, num_levels=None):
+    """x_0 from STARTS: Euler steps with the velocity, else jumps of the map.  Returns (n,).
+
+    num_levels: if consistency; its second step starts from fresh noise, at the middle level.
+    """
+    if num_levels and num_steps == 2:
+        f = partial(jump, u=u)
+        return again(f, f(STARTS, 1), FRESH, num_levels // 2 / num_levels)
+    length = 0 if name == "velocity" else 1 / num_steps
+
+    def velocity(x_t, t):
+        return average(x_t, t, t - length, u=u)
+
+    for x_0 in flow(velocity, STARTS, num_steps):
+        pass
+    return x_0
 
 
-def sample(step, u, x_1, num_steps):
-    """x_0 from x_1, (n,), by one of the three steps above.  Returns (n,)."""
-    x_1 = x_t = x_1.float()[:, None]
-    for k in range(num_steps, 0, -1):
-        x_t = step(u, x_1, x_t, k / num_steps, (k - 1) / num_steps)
-    return x_t[:, 0].double()
+def perfect(num_levels):
+    """What perfect consistency training makes of STARTS in one step, and in two: (n,), (n,)."""
+
+    def f(x, t):
+        return consistent(x, num_levels, round(t * num_levels))
+
+    x_0 = f(STARTS, 1)
+    return x_0, again(f, x_0, FRESH, num_levels // 2 / num_levels)
 
 
-def consistency_name(num_levels):
-    """How a consistency network is called."""
-    return f"consistency, {num_levels} levels"
-
-
-def learn(num_levels, *, train_steps, rng):
-    """Trains all networks, for consistency one more with 100 levels: {name: (network, step)}."""
-    methods = {"velocity": (velocity_loss, euler)}
-    for n in (num_levels, 100):
-        loss = partial(consistency_loss, num_levels=n)
-        methods[consistency_name(n)] = loss, consistency
-    methods["MeanFlow"] = mean_flow_loss, mean_flow
-    networks = {}
-    for name, (loss, step) in methods.items():
-        networks[name] = train(loss, train_steps=train_steps, rng=rng), step
-    return networks
-
-
-def errors(x_0, twins):
+def apart(x_0, twins):
     """Root mean square and median distance of x_0 to their twins, (n,) each."""
-    apart = (x_0 - twins).abs()
-    return apart.square().mean().item() ** 0.5, apart.median().item()
+    distance = (x_0 - twins).abs()
+    return distance.square().mean().item() ** 0.5, distance.median().item()
+
+
+def apart_as_laws(x_0, twins):
+    """W_2 of two sets of draws: in one dimension the root mean square over sorted pairs."""
+    return apart(x_0.sort().values, twins.sort().values)[0]
+
+
+def trajectories(num_paths=24, num_times=61):
+    """The flow from even quantiles of the base.  Returns times, paths (num_times, num_paths)."""
+    times = torch.linspace(1, 0, num_times, dtype=torch.float64)
+    starts = STARTS[len(STARTS) // num_paths // 2 :: len(STARTS) // num_paths]
+    return times, torch.stack([flow_map(starts, 1, t) for t in times])
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
-BLUE, ORANGE, PINK = "#0072B2", "#E69F00", "#CC79A7"
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+
+
+def draw_idea(times, paths, euler):
+    """Trajectories, with tangents at t = 1 on the left and jumps of the map on the right.
+
+    times: (m,);  paths: (m, n);  euler: (n,), where one Euler step goes from paths[0].
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained", sharey=True)
+    titles = ("Velocity: one Euler step, along the tangent", "Map: one jump, to the same end")
+    for ax, title, ends, color in zip(axes, titles, (euler, paths[-1]), (ORANGE, "k")):
+        ax.plot(times, paths, color="0.75", lw=1)
+        for start, end in [*zip(paths[0].tolist(), ends.tolist())][2::5]:
+            arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", xy=(0, end), xytext=(1, start), arrowprops=arrow)
+        ax.set(xlim=(1.02, -0.02), xlabel="$t$", title=title)
+    axes[0].set_ylabel("$x_t$")
+    return fig
 
 
 def draw_maps(samples, fixed_points, twins):
-    """x_0 against x_1, a panel for each network, over the exact map.
+    """x_0 against x_1, a panel for each network that is a map, over the exact one.
 
     samples: {name: x_0};  fixed_points: {name: x_0} of perfect consistency training;
     twins: the exact x_0.  (n,) each, of STARTS.
     """
-    fig, axes = plt.subplots(1, len(samples), figsize=(13, 4), layout="constrained", sharey=True)
+    width = 3.25 * len(samples)
+    fig, axes = plt.subplots(1, len(samples), figsize=(width, 4), layout="constrained", sharey=True)
     for ax, (name, x_0) in zip(axes, samples.items()):
         ax.plot(STARTS, twins, "k", lw=1.2, label="the flow's map, exact")
         if name in fixed_points:
@@ -273,18 +422,26 @@ def draw_maps(samples, fixed_points, twins):
     return fig
 
 
-def draw_errors(by_levels, by_euler, one_step):
-    """RMS distances to twins.  by_levels, by_euler: {N: RMS};  one_step: {name: RMS}."""
-    fig, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    ax.loglog(*zip(*by_levels.items()), "k", label="consistency, perfect training, one step")
-    marked = {n: one_step[name] for n in by_levels if (name := consistency_name(n)) in one_step}
-    ax.loglog(*zip(*marked.items()), "o", color=BLUE, label="consistency, network, one step")
-    ax.axhline(one_step["MeanFlow"], color=PINK, label="MeanFlow, network, one step")
-    ax.loglog(*zip(*by_euler.items()), "s--", color=ORANGE, label="velocity, network, Euler")
-    ax.set(xlabel="$N$: levels in training; steps of Euler", ylabel="RMS distance")
-    ax.set_title("Distance of samples to their exact twins")
-    ax.grid(alpha=0.3)
-    ax.legend()
+def draw_errors(by_levels, by_steps, one_step):
+    """RMS distances to twins, against levels in training and against steps in sampling.
+
+    by_levels: {N: RMS} of perfect training;  by_steps: {name: {N: RMS}};  one_step: {name: RMS}.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
+    left.loglog(*zip(*by_levels.items()), "k", label="consistency, perfect training")
+    marked = {n: one_step[name] for n in by_levels if (name := with_levels(n)) in one_step}
+    left.loglog(*zip(*marked.items()), "o", color=BLUE, label="consistency, network")
+    for name, color, marker in zip(by_steps, (ORANGE, PINK, GREEN), "s^D"):
+        if name != "velocity":
+            left.axhline(one_step[name], color=color, label=name)
+        style = {"color": color, "marker": marker, "label": name}
+        right.loglog(*zip(*by_steps[name].items()), **style)
+    left.set(xlabel="$N$, levels in training", title="One step")
+    right.set(xlabel="steps in sampling", title="Along the flow: Euler steps, or jumps of a map")
+    left.set_ylabel("RMS distance to exact twins")
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+        ax.legend()
     return fig
 
 
@@ -333,49 +490,72 @@ def table(rows):
         print(first.ljust(widths[0]), *cells, sep="  ")
 
 
-def network_rows(samples, perfect, twins):
-    """A row for each network, one for the map.  samples: {name: (x_0 in one step, in two)}."""
-    half = between(twins, STARTS, 0.5)  # where `consistency` goes on with the exact map
-    samples = {**samples, "exact map, as consistency": (twins, flow_map(half, 0.5, 0))}
-    rows = [["", "RMS", "median", "two steps: RMS", "median", "perfect, one step: RMS", "median"]]
-    for name, x_0s in samples.items():
-        fixed = [perfect[name]] if name in perfect else []
-        numbers = [f"{e:.4f}" for x_0 in [*x_0s, *fixed] for e in errors(x_0, twins)]
-        rows.append([name, *numbers, *[""] * (6 - len(numbers))])
+def report(samples, fixed, twins):
+    """A row for each network, one for the map.  samples, fixed: {name: x_0 in one step, in two}."""
+    exact = again(partial(flow_map, r=0), twins, FRESH, 0.5)
+    rows = [["", *["one step: RMS", "median", "two steps: W_2"] * 2]]
+    for name, x_0s in {**samples, "exact map": (twins, exact)}.items():
+        pairs = [x_0s, fixed[name]] if name in fixed else [x_0s]
+        cells = [f"{e:.4f}" for x, y in pairs for e in (*apart(x, twins), apart_as_laws(y, twins))]
+        rows.append([name, *cells])
     return rows
 
 
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_levels=(20, 1, 1000, "levels of the first consistency training"),
-        train_steps=(8000, 1, 10**6, "steps of the optimizer, for each network"),
+        train_steps=(4000, 1, 10**6, "steps of the optimizer; of some networks, up to twice that"),
+        more_steps=(0, 0, 10**6, "steps from data, starting at the distilled network"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     torch.set_num_threads(1)  # the same bytes on any number of cores, and hardly slower
     rng = torch.Generator().manual_seed(args.seed)
 
-    networks = learn(args.num_levels, train_steps=args.train_steps, rng=rng)
+    networks = learn(
+        args.num_levels, train_steps=args.train_steps, more_steps=args.more_steps, rng=rng
+    )
 
     twins = flow_map(STARTS, 1, 0)
-    fixed = {n: consistent(STARTS, n) for n in sorted({*LEVELS, args.num_levels})}
-    perfect = {consistency_name(n): x_0 for n, x_0 in fixed.items()}
+    levels = {with_levels(n): n for n in (args.num_levels, MANY)}
+    fixed = {name: perfect(n) for name, n in levels.items()}
     samples = {
-        name: [sample(step, network, STARTS, n) for n in (1, 2)]
-        for name, (network, step) in networks.items()
+        name: [sample(name, u, steps, levels.get(name)) for steps in (1, 2)]
+        for name, u in networks.items()
     }
+    by_levels = {n: apart(consistent(STARTS, n), twins)[0] for n in LEVELS}
+    by_levels |= {levels[name]: apart(x_0, twins)[0] for name, (x_0, _) in fixed.items()}
+    by_levels = dict(sorted(by_levels.items()))
+    by_steps = {
+        name: {n: apart(sample(name, networks[name], n), twins)[0] for n in STEPS}
+        for name in ("velocity", "MeanFlow", "distilled")
+    }
+
     one_step = {name: x_0 for name, (x_0, _) in samples.items()}
-    network, _ = networks["velocity"]
-    by_euler = {n: errors(sample(euler, network, STARTS, n), twins)[0] for n in EULER_STEPS}
-    by_levels = {n: errors(x_0, twins)[0] for n, x_0 in fixed.items()}
+    times, paths = trajectories()
+    euler = paths[0] + exact_velocity(paths[0][:, None], 1)[:, 0]
+    maps = {name: x_0 for name, x_0 in one_step.items() if name != "velocity"}
+    for name, figure in {
+        "idea": draw_idea(times, paths, euler),
+        "maps": draw_maps(maps, {name: x_0 for name, (x_0, _) in fixed.items()}, twins),
+        "error": draw_errors(
+            by_levels, by_steps, {name: apart(x_0, twins)[0] for name, x_0 in one_step.items()}
+        ),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
 
-    table(network_rows(samples, perfect, twins))
-    for name, by in ("Euler steps", by_euler), ("levels, perfect", by_levels):
-        table([[name, *map(str, by)], ["RMS", *(f"{error:.4f}" for error in by.values())]])
-
-    draw_maps(one_step, perfect, twins).savefig(args.figures_dir / "maps.jpg", dpi=120)
-    rms = {name: errors(x_0, twins)[0] for name, x_0 in one_step.items()}
-    draw_errors(by_levels, by_euler, rms).savefig(args.figures_dir / "error.jpg", dpi=120)
+    table(report(samples, fixed, twins))
+    table(
+        [["levels", *map(str, by_levels)], ["perfect", *map("{:.4f}".format, by_levels.values())]]
+    )
+    table(
+        [["steps", *map(str, STEPS)]]
+        + [
+            [name, *map("{:.4f}".format, by_steps[name].values())]
+            for name in ("velocity", "distilled")
+        ]
+    )
     print(f"figures: {args.figures_dir}")
 
 

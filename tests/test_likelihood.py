@@ -11,46 +11,120 @@ import likelihood as s
 import numpy as np
 import pytest
 import torch
+from conftest import paste, rng, snippet
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 DATA = s.Mixture(sigma_0=0.3, sigma_q=2.0)
 EXACT = partial(s.tweedie, mixture=DATA)
-
-
-def bent(x_t, t):
-    """A denoiser that is wrong everywhere, and not smooth."""
-    return EXACT(x_t, t) + 0.2 * t * np.abs(np.sin(x_t)) + 0.1 * t
 
 
 def normal(x, mean, variance):
     return np.exp(-((x - mean) ** 2) / (2 * variance)) / (2 * math.pi * variance) ** 0.5
 
 
-@pytest.mark.parametrize("t", [0.01, 0.5, 1.0])
-def test_denoiser(t):
-    """Against Bayes' rule on a grid of x_0; its reverse mean is that of a bridge to x_0."""
-    x, x_0 = np.array([-3.0, -1.2, 0.0, 0.1, 2.0]), np.linspace(-4, 4, 4001)
-    joint = 0.6 * normal(x_0, -1, 0.09) + 0.4 * normal(x_0, 1, 0.09)
-    joint = joint * normal(x[:, None], x_0, 4 * t)
-    mean = joint @ x_0 / joint.sum(axis=1)
-    assert EXACT(x, t) == pytest.approx(mean, abs=1e-6)
-    assert s.reverse_mean(x, t, t / 3, denoiser=EXACT) == pytest.approx(mean / 3 + 2 / 3 * x)
+def close(got, want, hint, **tolerance):
+    assert got is not None, hint
+    assert np.allclose(got, want, **{"rtol": 1e-6, "atol": 1e-6, **tolerance}), hint
+
+
+def bridges(x_0, denoiser, num_steps, sigma_q, n=100_000):
+    """log of DDPM's path density over the forward one's, along n draws of paths given x_0."""
+    draw, variance = rng(2), sigma_q**2 / num_steps
+    total = np.full(n, -(x_0**2) / (2 * sigma_q**2))  # -KL(p(x_1 | x_0) || base)
+    for k in range(num_steps, 0, -1):
+        x_t = x_0 + sigma_q * (k / num_steps) ** 0.5 * draw.standard_normal(n)
+        mean, ratio = denoiser(x_t, k / num_steps) / k + (1 - 1 / k) * x_t, 1 - 1 / k
+        if k == 1:
+            total += np.log(normal(x_0, mean, variance))
+        else:
+            off = x_t + (x_0 - x_t) / k - mean
+            total -= (ratio + off**2 / variance - 1 - np.log(ratio)) / 2
+    return total.mean(), 5 * total.std() / n**0.5
+
+
+OTHER_DATA = {
+    "the script's": "WEIGHTS, CENTERS = [0.6, 0.4], [-1, 1]\nSIGMA_0 = 0.3",
+    "the page's": snippet(s) + "SIGMA_0 = 0.3",
+    "off center": "WEIGHTS, CENTERS = [0.1, 0.4, 0.2, 0.3], [6, 9, 3.5, 7]\nSIGMA_0 = 0.9",
+}
+
+
+@pytest.mark.parametrize("code", OTHER_DATA.values(), ids=OTHER_DATA)
+def test_the_truth_follows_the_data(code):
+    """Denoiser by Bayes' rule on a grid of x_0, the ELBO along bridges, the gap by its parts."""
+    m, described = paste(s, code), {"np": np}
+    exec(code, described)
+    std, n = described["SIGMA_0"], 6
+    weights, centers = np.array(described["WEIGHTS"]), np.array(described["CENTERS"], float)
+    data = m.Mixture(std, 2.0)
+    exact = partial(m.tweedie, mixture=data)
+    grid = np.arange(min(centers) - 8 * std, max(centers) + 8 * std, std / 10)
+    p_0 = weights @ normal(grid, centers[:, None], std**2)
+    for t in (0.01, 0.5, 1.0):
+        x = np.array([min(centers) - 1, np.mean(centers), max(centers) + 1])
+        joint = p_0 * normal(x[:, None], grid, 4 * t)
+        mean = joint @ grid / joint.sum(axis=1)
+        close(exact(x, t), mean, "tweedie: E[x_0 | x_t], by Bayes' rule", atol=1e-4)
+        got = m.reverse_mean(x, t, t / 3, denoiser=exact)
+        close(got, mean / 3 + 2 / 3 * x, "reverse_mean: eq. (24), a third of the way", atol=1e-4)
+
+    def off(x_t, t):
+        return exact(x_t, t) + 0.3 * t
+
+    x, x_0 = data.grid(), max(centers) - std
+    hint = "elbo: log N(x_0; 0, sigma_q^2) - 1/2 + sum (1 - E|x_0 - D|^2 / sigma_t^2) / (2k)"
+    want, error = bridges(x_0, off, n, 2.0)
+    bound = m.elbo(off, x, n, 2.0)
+    close(bound is not None and np.interp(x_0, x, bound), want, hint, atol=error + 0.01)
+    log_p, log_q, _ = m.measure(off, n, data).values()
+    near = log_p > -20
+    assert (bound < log_q)[near].all(), "the ELBO is a lower bound on log q_0"
+    density, p_1 = (weights @ normal(x, centers[:, None], std**2 + v) for v in (0, 4))
+    close(log_p[near], np.log(density[near]), "measure: log p_0")
+    gap, steps, learning, base, kl = m.measure_gap(off, n, data).values()
+    want = (x[1] - x[0]) * density @ np.transpose([log_p - bound, log_p - log_q])
+    close([gap, kl], want, "measure_gap: E log p_0 - E ELBO, KL(p_0 || q_0)")
+    hint = "parts: steps + learning + base = E log p_0 - E ELBO, for every denoiser"
+    close(steps + learning + base, gap, hint, atol=1e-5)
+    close(learning, 0.3**2 / 8, "parts: learning, the sum of dt E|D - exact|^2 / (2 sigma_q^2 t^2)")
+    ratio = np.log(p_1.clip(1e-300)) + x**2 / 8 + np.log(8 * np.pi) / 2
+    close(base, (x[1] - x[0]) * p_1 @ ratio, "parts: base, KL(p_1 || N(0, sigma_q^2))")
+    assert 0 < kl < gap
+
+    draws = m.draws(20_000, std, rng(3))
+    mean, second = weights @ centers, weights @ (centers**2 + std**2)
+    close(draws.mean(), mean, "draws: mean", atol=5 * draws.std() / 20_000**0.5)
+    close((draws**2).mean(), second, "draws", atol=5 * (draws**2).std() / 20_000**0.5)
+    network = m.Denoiser("x_0", data)
+    close([network.mean_0, network.std_0], [mean, (second - mean**2) ** 0.5], "Denoiser: its units")
+
+
+def test_data_that_it_cannot_do(capsys, tmp_path):
+    for code in ("WEIGHTS, CENTERS = [0.5, 0.6], [0, 1]", "SIGMA_0 = 0.01"):
+        with pytest.raises(SystemExit) as end:
+            paste(s, code).main(["--figures-dir", str(tmp_path / "new")])
+        assert end.value.code == 2
+        assert re.search("WEIGHTS|SIGMA_0", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_network_predicts():
-    """With a last layer that gives .5: x_0 = .5, or noise = .5; losses of that."""
+    """With a last layer that gives .5: x_0 = mean + .5 std, or noise = .5; losses of that."""
     x_0, noise, t = torch.tensor([[1.0, -2.0], [0.3, 0.9], [0.25, 1.0]])
-    x_t = x_0 + 2 * t**0.5 * noise
+    x_t, middle = x_0 + 2 * t**0.5 * noise, -0.2 + 0.5 * (1.05) ** 0.5
+    a, b = (1 - middle) ** 2, (2 + middle) ** 2
     for (predicts, power), want, loss in [
-        (s.LOSSES["x_0"], [0.5, 0.5], (0.5**2 + 2.5**2) / 2),
-        (s.LOSSES["x_0, ELBO's weight"], [0.5, 0.5], (0.5**2 * 16 + 2.5**2) / 2),
+        (s.LOSSES["x_0"], [middle, middle], (a + b) / 2),
+        (s.LOSSES["x_0, ELBO's weight"], [middle, middle], (16 * a + b) / 2),
         (s.LOSSES["noise"], [1.3 - 0.5, -0.2 - 1.0], 4 * (0.2**2 + 0.4**2) / 2),
     ]:
-        network = s.Network(predicts, 2.0).requires_grad_(False)
+        network = s.Denoiser(predicts, DATA).requires_grad_(False)
         network.layers[-1].weight.zero_()
         network.layers[-1].bias.fill_(0.5)
-        assert network(x_t, t).tolist() == pytest.approx(want)
-        assert s.weighted_loss(network, x_0, t, noise, power).item() == pytest.approx(loss)
+        close(s.learned(x_t.numpy(), t, network=network), want, "Denoiser")
+        loss_now = s.weighted_loss(network, x_0, t, noise, power)
+        close(loss_now, loss, "weighted_loss: |x_0 - D|^2 / t^power")
 
 
 def test_gradients():
@@ -59,7 +133,7 @@ def test_gradients():
     By finite differences of the ELBO, and on a batch of 50 quantiles of the noise for each x_0, t.
     """
     torch.manual_seed(0)
-    network = s.Network("x_0", 2.0, width=8).double()
+    network = s.Denoiser("x_0", DATA, width=8).double()
     bias, x = network.layers[4].bias, DATA.grid()
 
     def expected(shift):
@@ -70,184 +144,111 @@ def test_gradients():
 
     ways = 1e-5 * torch.eye(8, dtype=torch.double)
     slopes = torch.tensor([expected(way) - expected(-way) for way in ways]) / 2e-5
-
-    middle = (torch.arange(50, dtype=torch.double) + 0.5) / 50
-    z = 2**0.5 * torch.erfinv(2 * middle - 1)
-    times = torch.arange(1, 5).double() / 4
+    z = 2**0.5 * torch.erfinv((2 * torch.arange(50, dtype=torch.double) + 1) / 50 - 1)
     x_0 = torch.cat([-1 + 0.3 * z] * 3 + [1 + 0.3 * z] * 2)
-    batch = [a.flatten() for a in torch.meshgrid(x_0, times, z, indexing="ij")]
+    batch = torch.meshgrid(x_0, torch.arange(1, 5).double() / 4, z, indexing="ij")
     cosines = []
     for power in (0, 1, 2):
-        (gradient,) = torch.autograd.grad(s.weighted_loss(network, *batch, power), bias)
+        loss = s.weighted_loss(network, *(part.flatten() for part in batch), power)
+        (gradient,) = torch.autograd.grad(loss, bias)
         cosines.append(torch.cosine_similarity(-gradient, slopes, dim=0).item())
     assert cosines[2] > 0.9999
     assert max(cosines[:2]) < 0.999
     assert slopes.norm().item() == pytest.approx(gradient.norm().item() / 8, rel=0.02)
 
 
-def test_it_learns(monkeypatch):
+def test_it_learns(spy):
     """The exact denoiser, from the times of the steps, each as often, and from the noise."""
-    batches, rates, weights = [], [], []
-
-    def spy(network, x_0, t, noise, power, original=s.weighted_loss):
-        batches.append(torch.stack([x_0, t, noise]))
-        weights.append(network.layers[0].weight.detach().clone())
-        assert (network.predicts, power) == ("x_0", 1)
-        return original(network, x_0, t, noise, power)
-
-    def adam(parameters, original=torch.optim.Adam, **settings):
-        optimizer = original(parameters, **settings)
-        optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
-        return optimizer
-
-    monkeypatch.setattr(s, "weighted_loss", spy)
-    monkeypatch.setattr(torch.optim, "Adam", adam)
-    rng = np.random.default_rng(0)
-    denoiser = s.train("x_0", 1, num_steps=5, mixture=DATA, train_steps=200, rng=rng)
-    assert s.parts(denoiser, 5, DATA)[1] < 0.01
-    assert max(rates) == pytest.approx(0.006, rel=1e-3)  # in one cycle, down to nearly 0
-    assert rates[-1] < 1e-6
-    x_0, t, noise = torch.cat(batches, dim=1)
+    batches = spy(s, "weighted_loss")
+    settings = {"num_steps": 5, "mixture": DATA}
+    network = s.train("x_0", 1, train_steps=200, rng=rng(), **settings)
+    assert s.parts(partial(s.learned, network=network), 5, DATA)["learning"] < 0.01
+    assert {call.power for call in batches} == {1}
+    x_0, t, noise = (
+        torch.cat([getattr(c, name) for c in batches]) for name in ("x_0", "t", "noise")
+    )
     n = len(t)
-    assert n == 200 * 512
     assert torch.allclose(t.unique(), torch.arange(1, 6) / 5)
-    assert t.mean().item() == pytest.approx(0.6, abs=5 * 0.28 / n**0.5)
-    assert [x_0.mean().item(), noise.mean().item()] == pytest.approx([-0.2, 0], abs=5 / n**0.5)
-    assert [x_0.var().item(), noise.var().item()] == pytest.approx([1.05, 1], rel=0.02)
-    assert x_0[x_0 < 0].std().item() == pytest.approx(0.3, rel=0.02)
-    s.train("x_0", 1, num_steps=5, mixture=DATA, train_steps=1, rng=np.random.default_rng(1))
-    assert not torch.allclose(weights[0], weights[-1], atol=0.1)  # the seed's own first weights
-
-
-@pytest.mark.parametrize("x_0", [-1.3, 0.2])
-def test_elbo_is_a_sum_over_bridges(x_0):
-    """KL divergences of Gaussians along draws of x_t given x_0, five standard errors."""
-    n, num_steps = 100_000, 6
-    rng, dt = np.random.default_rng(2), 1 / num_steps
-    x = DATA.grid()
-    bound = np.interp(x_0, x, s.elbo(bent, x, num_steps, 2.0))
-    total = np.full(n, -(x_0**2) / 8)  # -KL(p(x_1 | x_0) || base)
-    for k in range(num_steps, 0, -1):
-        t = k * dt
-        x_t = x_0 + 2 * t**0.5 * rng.standard_normal(n)
-        mean = bent(x_t, t) / k + (1 - 1 / k) * x_t
-        if k == 1:
-            total += np.log(normal(x_0, mean, 4 * dt))
-        else:
-            off, ratio = x_t + (x_0 - x_t) / k - mean, 1 - 1 / k
-            total -= (ratio + off**2 / (4 * dt) - 1 - np.log(ratio)) / 2
-    assert bound == pytest.approx(total.mean(), abs=5 * total.std() / n**0.5 + 1e-3)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 10, 50])
-@pytest.mark.parametrize("denoiser", [EXACT, bent])
-def test_bound_and_identity(denoiser, num_steps):
-    """ELBO <= log q_0 at every x; E log p_0 - E ELBO is the sum of the parts."""
-    x = DATA.grid()
-    p_0 = 0.6 * normal(x, -1, 0.09) + 0.4 * normal(x, 1, 0.09)
-    p_1 = 0.6 * normal(x, -1, 4.09) + 0.4 * normal(x, 1, 4.09)
-    log_p, log_q, bound = s.measure(denoiser, num_steps, DATA)
-    near = abs(x) < 4
-    assert log_p[near] == pytest.approx(np.log(p_0[near]))
-    assert (bound < log_q)[near].all()
-    gap, steps, learning, base, kl = s.measure_gap(denoiser, num_steps, DATA)
-    assert gap == pytest.approx((x[1] - x[0]) * p_0 @ (log_p - bound))
-    assert kl == pytest.approx((x[1] - x[0]) * p_0 @ (log_p - log_q))
-    assert gap == pytest.approx(steps + learning + base, abs=1e-5)
-    assert base == pytest.approx((x[1] - x[0]) * p_1 @ np.log(p_1 / normal(x, 0, 4)))
-    assert 0 < kl < gap
-    assert steps > 0
-    assert (learning > 0.001) == (denoiser is bent)
-
-
-# ------------------------------------ What is drawn and printed --------------------------------
+    close(t.mean(), 0.6, "train: t uniform on the times of the steps", atol=5 * 0.28 / n**0.5)
+    close([x_0.mean(), noise.mean()], [-0.2, 0], "train: means of x_0, noise", atol=5 / n**0.5)
+    close([x_0.var(), noise.var()], [1.05, 1], "train: variances of x_0, noise", rtol=0.02)
+    first = [s.train("noise", 1, train_steps=1, rng=rng(k), **settings) for k in (0, 1, 1)]
+    weights = [network.layers[0].weight for network in first]
+    assert not torch.allclose(weights[0], weights[1], atol=0.1)  # the seed's own first weights
+    assert torch.equal(weights[1], weights[2])
 
 
 def test_what_is_drawn():
-    x, curves = np.array([-3, -1, 0, 1.0]), np.random.default_rng(0).uniform(1, 2, (2, 3, 4))
-    for ax, n, logs in zip(s.draw_bound({7: curves[0], 9: curves[1]}, x).axes, (7, 9), curves):
-        assert ax.get_title() == f"exact denoiser, number of steps: {n}"
-        lines = {line.get_label(): line.get_xydata().T for line in ax.lines}
-        labels = [r"$\log\,p_0(x)$, the data", r"$\log\,q_0(x)$, what DDPM returns"]
-        for label, y in zip([*labels, "ELBO$(x)$, the bound"], logs):
-            assert np.array_equal(lines.pop(label), [x[1:], y[1:]])
-        assert not lines
-        colors = [to_hex(line.get_color()).upper() for line in ax.lines]
-        assert colors == ["#000000", s.BLUE, s.PINK]
+    x, names = np.array([-3, -1, 0, 1.0]), [*s.measure(EXACT, 1, DATA)]
+    curves = {n: dict(zip(names, rng(n).uniform(1, 2, (3, 4)))) for n in (7, 9)}
+    for ax, (n, logs) in zip(s.draw_bound(curves, x).axes, curves.items()):
+        assert str(n) in ax.get_title()
+        lines = {to_hex(line.get_color()).upper(): line.get_xydata().T for line in ax.lines}
+        for color, log in zip(("#000000", s.BLUE, s.PINK), logs.values()):
+            assert np.array_equal(lines[color], [x[1:], log[1:]])
 
-    names = ["exact", "x_0", "noise"]
-    gaps = np.random.default_rng(1).uniform(1, 2, (3, 5))
-    ax = s.draw_parts(dict(zip(names, gaps)), 30).axes[0]
-    assert ax.get_title().endswith("number of steps: 30")
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["exact", "$x_0$", "noise"]
-    bars = {bars.get_label(): [(b.get_y(), b.get_height()) for b in bars] for bars in ax.containers}
-    _, steps, learning, base, kl = gaps.T
-    for label, low, high in [
-        ("steps", 0 * steps, steps),
-        ("base", steps, base),
-        ("learning", steps + base, learning),
+    names, values = [*s.measure_gap(EXACT, 1, DATA)], rng(1).uniform(1, 2, (3, 5))
+    ax = s.draw_parts({k: dict(zip(names, row)) for k, row in zip("abc", values)}, 30).axes[0]
+    assert "30" in ax.get_title()
+    _, steps, learning, base, kl = values.T
+    for color, low, high in [
+        (s.BLUE, 0 * steps, learning),
+        ("0.75", learning, base),
+        (s.SKY, learning + base, steps),
     ]:
-        np.testing.assert_allclose(bars.pop(label), np.transpose([low, high]))
-    assert not bars
-    assert np.array_equal(ax.lines[0].get_ydata(), kl)
-    assert ax.lines[0].get_label() == r"KL$(p_0\,\|\,q_0)$ of the output"
+        bars = [bar for bar in ax.patches if to_hex(bar.get_facecolor()) == to_hex(color)]
+        close([[b.get_y(), b.get_height()] for b in bars], np.transpose([low, high]), "draw_parts")
+    (line,) = [line for line in ax.lines if len(line.get_ydata()) == 3]
+    assert np.array_equal(line.get_ydata(), kl)
+    assert to_hex(line.get_color()) == "#000000"
 
 
-def test_main(tmp_path, capsys, monkeypatch):
+def numbers(rows):
+    """The cells of a table that are numbers, but for the first of each row."""
+    return [cell for row in rows for cell in row[1:] if re.fullmatch(r"-?[\d.]+", cell)]
+
+
+def test_main(tmp_path, monkeypatch, spy, capsys):
     """Wiring; each number printed or drawn is that of the function it comes from."""
-    data, trained, tables, saved = s.Mixture(0.3, 1.5), [], [], {}
-    exact = partial(s.tweedie, mixture=data)
-
-    def train(*loss, rng, **settings):
-        trained.append((loss, settings, rng.standard_normal()))
-        shift = len(trained) / 10
-        return lambda x_t, t: exact(x_t, t) + shift * t
-
-    class Figure:
-        def __init__(self, name, *arguments):
-            self.savefig = lambda path, dpi: saved.update({path.name: (name, *arguments)})
-
-    for name in ("draw_bound", "draw_parts"):
-        monkeypatch.setattr(s, name, partial(Figure, name))
-    monkeypatch.setattr(s, "train", train)
-    monkeypatch.setattr(s, "table", tables.append)
+    data = s.Mixture(0.3, 1.5)
+    calls = [spy(s, name) for name in ("train", "learned", "measure", "measure_gap", "table")]
+    drawn = [spy(s, name) for name in ("draw_bound", "draw_parts")]
     monkeypatch.setattr(s, "STEP_COUNTS", [3, 10, 100])
-    options = "--train-steps 30 --num-steps 20 --sigma-q 1.5 --seed 4"
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    options = "--train-steps 3 --num-steps 20 --sigma-q 1.5 --seed 4"
     s.main(f"--figures-dir {tmp_path} {options}".split())
-    settings = {"num_steps": 20, "train_steps": 30, "mixture": data}
-    first = np.random.default_rng(4).standard_normal()  # the same weights and draws for all
-    losses = [("x_0", 0), ("x_0", 2), ("noise", 1)]
-    assert trained == [(loss, settings, first) for loss in losses]
-
-    heading, *rows = tables[0]
-    assert heading == ["steps (exact denoiser)", "E log p_0", "E log q_0", "E ELBO"]
-    drawn, curves, x = saved["bound.jpg"]
-    assert (drawn, [*curves]) == ("draw_bound", [10, 100])
-    assert np.array_equal(x, data.grid())
-    for n, row in zip((3, 10, 100), rows):
-        logs = s.measure(exact, n, data)
-        assert row == [f"{n}", *(f"{data.average(log, 0):.4f}" for log in logs)]
-        assert n == 3 or np.array_equal(curves[n], logs)
-
-    heading, *rows = tables[1]
-    assert heading == ["denoiser (20 steps)", "gap", "steps", "learning", "base", "KL(p_0 || q_0)"]
-    drawn, gaps, num_steps = saved["three-parts.jpg"]
-    assert (drawn, num_steps) == ("draw_parts", 20)
-    assert [*gaps] == ["exact", "x_0", "x_0, ELBO's weight", "noise"]
-    for (name, gap), row in zip(gaps.items(), rows):
-        assert row == [name, *(f"{value:.4f}" for value in gap)]
-    assert np.array_equal(gaps["exact"], s.measure_gap(exact, 20, data))
-    shifts = [0, 0.1, 0.2, 0.3]
-    assert [g[2] for g in gaps.values()] == pytest.approx([c**2 / 4.5 for c in shifts])
-    off = max(abs(g[0] - sum(g[1:4])) for g in gaps.values())
-    assert capsys.readouterr().out.startswith(f"gap = steps + learning + base, to {off:.0e}\n")
+    trained, learned, measured, gaps, tables = calls
+    assert [(c.predicts, c.power) for c in trained] == [("x_0", 0), ("x_0", 2), ("noise", 1)]
+    for call in trained:  # the same weights and draws for all
+        assert (call.num_steps, call.train_steps, call.mixture) == (20, 3, data)
+        assert call.rng.standard_normal() == rng(4).standard_normal()
+    assert [*dict.fromkeys(c.network for c in learned)] == [c.result for c in trained]
+    assert {(c.num_steps, c.mixture) for c in gaps} == {(20, data)}
+    curves = {c.num_steps: c for c in measured[-3:]}
+    assert [*curves] == [3, 10, 100]
+    want = [f"{data.average(x, 0):.4f}" for c in curves.values() for x in c.result.values()]
+    assert numbers(tables[0].rows) == want
+    assert numbers(tables[1].rows) == [f"{x:.4f}" for c in gaps for x in c.result.values()]
+    close(gaps[0].result["learning"], 0, "main: the first denoiser is exact")
+    x = np.linspace(-2, 2, 9)
+    close(curves[3].denoiser(x, 0.5), s.tweedie(x, 0.5, mixture=data), "main: STEP_COUNTS, exact")
+    (bound,), (three,) = drawn
+    assert all(bound.curves[n] is curves[n].result for n in (10, 100))
+    assert np.array_equal(bound.x, data.grid())
+    assert ([*three.gaps.values()], three.num_steps) == ([c.result for c in gaps], 20)
+    off = max(abs(2 * c.result["gap"] - sum([*c.result.values()][:4])) for c in gaps)
+    assert f"{off:.0e}" in capsys.readouterr().out
 
 
-def test_the_snippet_on_the_page():
-    """It prints what the page says that it prints."""
-    page = Path(s.__file__).with_name("README.md").read_text(encoding="utf-8")
-    code, printed = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.DOTALL).groups()
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+def test_the_page(tmp_path, monkeypatch):
+    """What its question's code prints is what it says; its data runs, small."""
+    page = (Path(s.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = snippet(s, "Predict, then run")
+    printed = re.search(r"```text\n(.*?)```", page.split(code)[1], re.DOTALL)[1]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, {})
     assert out.getvalue() == printed
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    changed = paste(s, snippet(s))
+    changed.STEP_COUNTS = [10, 100]
+    changed.main(["--figures-dir", str(tmp_path), "--train-steps", "2", "--num-steps", "2"])

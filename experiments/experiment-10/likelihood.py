@@ -17,9 +17,9 @@ The truth beside it
         base       KL(p_1 || N(0, sigma_q^2))                                 the start is not p_1
 
 What to look for in figures/
-    bound.jpg         the ELBO lies below log q_0; more steps bring log q_0 near log p_0
-    three-parts.jpg   the gap of the exact denoiser and of three networks, part by part: they differ
-                      in learning alone; the KL of their outputs is in the same order
+    bound.jpg         the ELBO lies below log q_0; do more steps close that gap, or the one above?
+    three-parts.jpg   the gap of the exact denoiser and of three networks, part by part: which part
+                      differs, and does the KL of what they sample follow it?
 
 Try this
     python likelihood.py --num-steps 1000    the steps' part falls; does learning's?
@@ -48,6 +48,17 @@ WEIGHTS, CENTERS = np.array([0.6, 0.4]), np.array([-1.0, 1.0])
 SIGMA_0 = 0.3
 
 
+def faults():
+    """What the script cannot do with this data, a line each."""
+    lines = []
+    positive = abs(sum(WEIGHTS) - 1) < 1e-9 and min(WEIGHTS) > 0
+    if not (positive and len(WEIGHTS) == len(CENTERS)):
+        lines.append("WEIGHTS: not positive numbers with sum 1, one for each of CENTERS")
+    if not (np.abs(CENTERS).max() <= 50 and 0.1 <= SIGMA_0 <= 5):
+        lines.append("CENTERS and SIGMA_0: not from -50 to 50 and .1 to 5, too much for a grid")
+    return lines
+
+
 def draws(n, sigma_0, rng):
     """n draws of x_0, (n,).  rng: a NumPy Generator."""
     return rng.choice(CENTERS, size=n, p=WEIGHTS) + sigma_0 * rng.standard_normal(n)
@@ -65,7 +76,7 @@ class Mixture:
     sigma_q: float
 
     def log_joint(self, x, t):
-        """log of p(center) p(x_t = x | center), for each center.  x: any shape.  (2, ...)"""
+        """log of p(center) p(x_t = x | center), for each center.  x: any shape.  (k, ...)"""
         variance = self.sigma_0**2 + self.sigma_q**2 * t
         logs = [np.log(w) - (x - c) ** 2 / (2 * variance) for w, c in zip(WEIGHTS, CENTERS)]
         return np.array(logs) - np.log(2 * np.pi * variance) / 2
@@ -75,7 +86,7 @@ class Mixture:
         return np.logaddexp.reduce(self.log_joint(x, t), axis=0)
 
     def posterior(self, x, t):
-        """p(center | x_t = x), for each center.  x: (n,).  Returns (2, n)."""
+        """p(center | x_t = x), for each center.  x: (n,).  Returns (k, n)."""
         logits = self.log_joint(x, t)
         odds = np.exp(logits - logits.max(axis=0))
         return odds / odds.sum(axis=0)
@@ -85,9 +96,10 @@ class Mixture:
         return (CENTERS @ self.posterior(x, t) - x) / (self.sigma_0**2 + self.sigma_q**2 * t)
 
     def grid(self):
-        """The points x, (n,): uniform, finer than the data's detail, out to 8 std of p_1."""
+        """The points x, (n,): uniform about 0, out to 8 std of the farthest Gaussian of p_1."""
         spacing = min(self.sigma_0 / 6, self.sigma_q / 64)
-        n = int((1 + 8 * np.hypot(self.sigma_0, self.sigma_q)) / spacing)
+        reach = np.abs(CENTERS).max() + 8 * np.hypot(self.sigma_0, self.sigma_q)
+        n = int(reach / spacing)
         return spacing * np.arange(-n, n + 1)
 
     def average(self, values, t):
@@ -116,7 +128,7 @@ def reverse_mean(x_t, t, dt, *, denoiser):
     """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24) of the tutorial.
 
     Exact for any dt: of the noise x_t - x_0, the last dt brought on average the share dt / t.
-    x_t: (n, d), at time t;  0 < dt <= t <= 1;  denoiser(x_t, t) -> (n, d).  Returns (n, d).
+    x_t: (n,), at time t;  0 < dt <= t <= 1;  denoiser(x_t, t) -> (n,).  Returns (n,).
     """
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
 
@@ -130,12 +142,15 @@ LOSSES = {  # name: (what the network predicts, the power of 1 / t on |x_0 - D|^
 }
 
 
-class Network(nn.Module):
+class Denoiser(nn.Module):
     """A ReLU network D(x_t, t) that learns E[x_0 | x_t], from x_0 or from the noise."""
 
-    def __init__(self, predicts, sigma_q, width=64):
+    def __init__(self, predicts, mixture, width=64):
         super().__init__()
-        self.predicts, self.sigma_q = predicts, sigma_q
+        self.predicts, self.sigma_q = predicts, mixture.sigma_q
+        self.mean_0 = np.average(CENTERS, weights=WEIGHTS)
+        variance = np.average(np.subtract(CENTERS, self.mean_0) ** 2, weights=WEIGHTS)
+        self.std_0 = (variance + mixture.sigma_0**2) ** 0.5
         self.layers = nn.Sequential(
             nn.Linear(2, width),
             nn.ReLU(),
@@ -150,9 +165,11 @@ class Network(nn.Module):
         """D(x_t, t).  x_t: (n,);  t: a float or (n,).  Returns (n,)."""
         t = torch.as_tensor(t, dtype=x_t.dtype).expand_as(x_t)
         sigma_t = self.sigma_q * t**0.5
-        std_t = (1 + sigma_t**2) ** 0.5  # of x_t, nearly
-        output = self.layers(torch.stack([x_t / std_t, sigma_t.log()], dim=1)).squeeze(1)
-        return x_t - sigma_t * output if self.predicts == "noise" else output
+        unit = (x_t - self.mean_0) / (self.std_0**2 + sigma_t**2) ** 0.5  # mean 0, std 1
+        output = self.layers(torch.stack([unit, sigma_t.log()], dim=1)).squeeze(1)
+        if self.predicts == "noise":
+            return x_t - sigma_t * output
+        return self.mean_0 + self.std_0 * output
 
 
 def weighted_loss(network, x_0, t, noise, power):
@@ -164,11 +181,11 @@ def weighted_loss(network, x_0, t, noise, power):
 def train(predicts, power, *, num_steps, mixture, train_steps, rng, batch_size=512):
     """Pseudocode 6 with a weight; t is uniform on dt, 2 dt, ..., 1, the times of DDPM's steps.
 
-    rng: a NumPy Generator.  Returns the trained D on arrays: denoiser(x_t, t), (n,), t a float.
+    rng: a NumPy Generator.  Returns the trained network.
     """
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(int(rng.integers(2**60)))
-    network = Network(predicts, mixture.sigma_q)
+    network = Denoiser(predicts, mixture)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.006, train_steps)
     for _ in tqdm(range(train_steps), "training", disable=None):
@@ -180,8 +197,12 @@ def train(predicts, power, *, num_steps, mixture, train_steps, rng, batch_size=5
         loss.backward()
         optimizer.step()
         schedule.step()
-    network.requires_grad_(False)
-    return lambda x_t, t: network(torch.from_numpy(x_t).float(), t).double().numpy()
+    return network.requires_grad_(False)
+
+
+def learned(x_t, t, *, network):
+    """D(x_t, t) of a trained network, for NumPy arrays.  x_t: (n,);  t: a float.  Returns (n,)."""
+    return network(torch.from_numpy(x_t).float(), t).double().numpy()
 
 
 # ------------------------------------------ The truth -------------------------------------------
@@ -193,7 +214,7 @@ def log_gaussian(x, mean, sigma):
 
 
 def parts(denoiser, num_steps, mixture):
-    """steps, learning, base, by their formulas: the gap E log p_0 - E ELBO is their sum.  (3,)"""
+    """The three parts of the gap E log p_0 - E ELBO by their formulas, {name: number}."""
     x, sigma_q, dt = mixture.grid(), mixture.sigma_q, 1 / num_steps
     steps, learning = mixture.entropy(1) - mixture.entropy(0), 0
     for t in np.arange(1, num_steps + 1) / num_steps:
@@ -201,7 +222,7 @@ def parts(denoiser, num_steps, mixture):
         error = denoiser(x, t) - tweedie(x, t, mixture=mixture)
         learning += dt * mixture.average(error**2, t) / (2 * sigma_q**2 * t**2)
     base = mixture.average(mixture.log_density(x, 1) - log_gaussian(x, 0, sigma_q), 1)
-    return np.array([steps, learning, base])
+    return {"steps": steps, "learning": learning, "base": base}
 
 
 def log_output(reverse_mean, x, num_steps, sigma_q):
@@ -221,8 +242,8 @@ def log_output(reverse_mean, x, num_steps, sigma_q):
         arrives = np.exp(log_gaussian(x[0] + spacing * near, mean, sigma))
         moved = spacing * mass[:, None] * arrives
         mass = np.bincount(near.clip(0, len(x) - 1).ravel(), moved.ravel(), len(x))
-    log_last = log_gaussian(x[:, None], reverse_mean(x, dt, dt), sigma)
-    return np.logaddexp.reduce(np.log(mass.clip(1e-300)) + log_last, axis=1)
+    log_mass, mean = np.log(mass.clip(1e-300)), reverse_mean(x, dt, dt)
+    return np.array([np.logaddexp.reduce(log_mass + log_gaussian(y, mean, sigma)) for y in x])
 
 
 # ------------------------------------------ Measuring -------------------------------------------
@@ -237,7 +258,8 @@ def elbo(denoiser, x, num_steps, sigma_q):
     bound = log_gaussian(x, 0, sigma_q) - 1 / 2
     for k in range(1, num_steps + 1):  # t = k dt
         sigma_t = sigma_q * (k / num_steps) ** 0.5
-        kernel = (x[1] - x[0]) * np.exp(log_gaussian(x, 0, sigma_t))
+        near = x[abs(x) <= 9 * sigma_t]
+        kernel = (x[1] - x[0]) * np.exp(log_gaussian(near, 0, sigma_t))
         output = denoiser(x, k / num_steps)
         mean, square = (np.convolve(values, kernel, "same") for values in (output, output**2))
         bound += (1 - (x**2 - 2 * x * mean + square) / sigma_t**2) / (2 * k)
@@ -245,36 +267,42 @@ def elbo(denoiser, x, num_steps, sigma_q):
 
 
 def measure(denoiser, num_steps, mixture):
-    """log p_0, log q_0 and the ELBO of DDPM with a denoiser, at the points of the grid.  (3, n)"""
+    """{name: (n,)}: log p_0, log q_0 and the ELBO of DDPM with a denoiser, on the grid."""
     x, mean = mixture.grid(), partial(reverse_mean, denoiser=denoiser)
-    log_q = log_output(mean, x, num_steps, mixture.sigma_q)
-    bound = elbo(denoiser, x, num_steps, mixture.sigma_q)
-    return np.array([mixture.log_density(x, 0), log_q, bound])
+    return {
+        "log p_0": mixture.log_density(x, 0),
+        "log q_0": log_output(mean, x, num_steps, mixture.sigma_q),
+        "ELBO": elbo(denoiser, x, num_steps, mixture.sigma_q),
+    }
 
 
 def measure_gap(denoiser, num_steps, mixture):
-    """The gap E log p_0 - E ELBO, its parts steps, learning, base, and KL(p_0 || q_0).  (5,)"""
-    log_p, log_q, bound = measure(denoiser, num_steps, mixture)
+    """{name: number}: the gap E log p_0 - E ELBO, its parts, and KL(p_0 || q_0)."""
+    log_p, log_q, bound = measure(denoiser, num_steps, mixture).values()
     gap, kl = mixture.average(log_p - bound, 0), mixture.average(log_p - log_q, 0)
-    return np.array([gap, *parts(denoiser, num_steps, mixture), kl])
+    return {"gap": gap, **parts(denoiser, num_steps, mixture), "KL(p_0 || q_0)": kl}
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
 BLUE, PINK, SKY = "#0072B2", "#CC79A7", "#56B4E9"
+PARTS = {"learning": BLUE, "base": "0.75", "steps": SKY}  # from the axis upwards
 
 
 def draw_bound(curves, x):
     """Around the data.  curves: {number of steps: of `measure`}, a panel for each;  x: the grid."""
     fig, axes = plt.subplots(1, len(curves), figsize=(11, 4.8), layout="constrained", sharey=True)
-    shown = abs(x) < 2
+    margin = 10 / 3 * SIGMA_0
+    shown = (min(CENTERS) - margin < x) & (x < max(CENTERS) + margin)
     for ax, (num_steps, logs) in zip(axes, curves.items()):
-        log_p, log_q, bound = logs[:, shown]
+        log_p, log_q, bound = (log[shown] for log in logs.values())
         ax.plot(x[shown], log_p, "k", lw=3, label=r"$\log\,p_0(x)$, the data")
         ax.plot(x[shown], log_q, BLUE, lw=2, label=r"$\log\,q_0(x)$, what DDPM returns")
         ax.plot(x[shown], bound, PINK, lw=2, label="ELBO$(x)$, the bound")
         ax.fill_between(x[shown], bound, log_q, color=PINK, alpha=0.25)
         ax.set(xlabel="$x$", title=f"exact denoiser, number of steps: {num_steps}")
+    # Between centers that lie far apart log p_0 is far below all that is of interest.
+    axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], log_p.max() - 12))
     axes[0].set_ylabel("nats")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
@@ -284,10 +312,12 @@ def draw_parts(gaps, num_steps):
     """The gap, part by part, and the KL of the output.  gaps: {name: of `measure_gap`}."""
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
     names = [name.replace("x_0", "$x_0$") for name in gaps]
-    _, steps, learning, base, kl = np.array([*gaps.values()]).T
-    ax.bar(names, steps, 0.6, color=SKY, label="steps")
-    ax.bar(names, base, 0.6, steps, color="0.75", label="base")
-    ax.bar(names, learning, 0.6, steps + base, color=BLUE, label="learning")
+    height = np.zeros(len(gaps))
+    for part, color in PARTS.items():
+        size = np.array([gap[part] for gap in gaps.values()])
+        ax.bar(names, size, 0.6, height, color=color, label=part)
+        height += size
+    kl = [gap["KL(p_0 || q_0)"] for gap in gaps.values()]
     ax.plot(names, kl, "kD", ms=8, mec="w", label=r"KL$(p_0\,\|\,q_0)$ of the output")
     ax.set_title(rf"$E\,\log\,p_0 - E\,$ELBO in three parts, number of steps: {num_steps}")
     ax.set(xlabel="denoiser: exact, or a network and its loss", ylabel="nats")
@@ -340,9 +370,26 @@ def table(rows):
         print(first.ljust(widths[0]), *cells, sep="  ")
 
 
+def bound_rows(curves, mixture):
+    """Averages over the data for each number of steps.  For `table`."""
+    rows = [["steps (exact denoiser)", *(f"E {name}" for name in next(iter(curves.values())))]]
+    for n, logs in curves.items():
+        rows.append([f"{n}", *(f"{mixture.average(log, 0):.4f}" for log in logs.values())])
+    return rows
+
+
+def gap_rows(gaps, num_steps):
+    """The gap of each denoiser and its parts.  For `table`."""
+    rows = [[f"denoiser ({num_steps} steps)", *next(iter(gaps.values()))]]
+    for name, gap in gaps.items():
+        rows.append([name, *(f"{value:.4f}" for value in gap.values())])
+    return rows
+
+
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(200, 1, 1000, "steps of DDPM with the networks, 1 / dt"),
         sigma_q=(2.0, 0.5, 4.0, "std of the noise at t = 1, and of the base"),
         train_steps=(2000, 1, 10**5, "steps of the optimizer, for each network"),
@@ -355,25 +402,20 @@ def main(argv=None):
     denoisers = {"exact": partial(tweedie, mixture=mixture)}
     counts = {"num_steps": args.num_steps, "train_steps": args.train_steps}
     for name, loss in LOSSES.items():  # all from the same draws
-        denoisers[name] = train(*loss, **counts, mixture=mixture, rng=copy.deepcopy(rng))
+        network = train(*loss, **counts, mixture=mixture, rng=copy.deepcopy(rng))
+        denoisers[name] = partial(learned, network=network)
     gaps = {name: measure_gap(d, args.num_steps, mixture) for name, d in denoisers.items()}
     curves = {n: measure(denoisers["exact"], n, mixture) for n in STEP_COUNTS}
 
-    rows = [["steps (exact denoiser)", "E log p_0", "E log q_0", "E ELBO"]]
-    for n, logs in curves.items():
-        rows.append([f"{n}", *(f"{mixture.average(log, 0):.4f}" for log in logs)])
-    table(rows)
-    columns = ["gap", "steps", "learning", "base", "KL(p_0 || q_0)"]
-    rows = [[f"denoiser ({args.num_steps} steps)", *columns]]
-    rows += [[name, *(f"{value:.4f}" for value in gap)] for name, gap in gaps.items()]
-    table(rows)
-    off = max(abs(gap - sum(three)) for gap, *three, _ in gaps.values())
+    for name, figure in {
+        "bound": draw_bound({n: curves[n] for n in (10, 100)}, mixture.grid()),
+        "three-parts": draw_parts(gaps, args.num_steps),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    table(bound_rows(curves, mixture))
+    table(gap_rows(gaps, args.num_steps))
+    off = max(abs(gap["gap"] - sum(gap[part] for part in PARTS)) for gap in gaps.values())
     print(f"gap = steps + learning + base, to {off:.0e}")
-
-    bound = draw_bound({n: curves[n] for n in (10, 100)}, mixture.grid())
-    bound.savefig(args.figures_dir / "bound.jpg", dpi=120)
-    three_parts = draw_parts(gaps, args.num_steps)
-    three_parts.savefig(args.figures_dir / "three-parts.jpg", dpi=120)
     print(f"figures: {args.figures_dir}")
 
 

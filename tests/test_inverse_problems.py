@@ -7,95 +7,123 @@ import inverse_problems as s
 import numpy as np
 import pytest
 import torch
+from conftest import paste, rng, snippet
 
-A = np.array([0.6, 0.8])
-X_T = np.array([[0.3, -0.2], [-0.6, 0.5], [1.5, 0.1]])
-GIVEN = {"points": s.POINTS, "a": A, "sigma_q": 2.0}
+CLOUD = """
+POINTS = 3 * np.random.default_rng(5).normal([4, -2], 1, (9, 2))
+A = np.array([0.6, -1.8])
+"""
+DATA = {"the script's": "", "nine, off center": CLOUD, "the page's": snippet(s)}
+EXACT = "the exact denoiser is E[x_0 | x_t, y]: Bayes' rule with the likelihoods of x_t and of y"
 
 
-def rng(seed=0):
-    return np.random.default_rng(seed)
+def changed(code):
+    return paste(s, code) if code else s
 
 
 def by_differences(function, x_t, direction, step=1e-5):
     return (function(x_t + step * direction) - function(x_t - step * direction)) / (2 * step)
 
 
-@pytest.mark.parametrize("t", [0.01, 0.09, 1.0])
-def test_posterior_denoiser_by_tweedie(t):
-    """x_t + sigma_t^2 grad log p(x_t, y), from the joint density."""
+@pytest.mark.parametrize("code", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("t", [0.01, 0.3])
+def test_the_truth_follows_the_data(code, t):
+    """Three denoisers, the law and the arcs, for the points at the top: sums, and derivatives."""
+    script = changed(code)
+    points, a, sigma_q = script.POINTS, script.A, 10.0
+    y, tau, variance = points[0] @ a + 0.1, 0.3, 100 * t
+    x_t = points[[0, 3, -1]] + [[0.3, -0.2], [-0.6, 0.5], [1.5, 0.1]]
+    given = {"points": points, "a": a, "sigma_q": sigma_q}
 
-    def log_density(x_t):
-        exponents = -((x_t[:, None] - s.POINTS) ** 2).sum(axis=2) / (2 * 4 * t)
-        exponents = exponents - (0.15 - s.POINTS @ A) ** 2 / (2 * 0.3**2)
+    def log_density(x_t, y=None):
+        exponents = -((x_t[:, None] - points) ** 2).sum(axis=2) / (2 * variance)
+        if y is not None:
+            exponents = exponents - (y - points @ a) ** 2 / (2 * tau**2)
         return np.logaddexp.reduce(exponents, axis=1)
 
-    gradient = [by_differences(log_density, X_T, e) for e in np.eye(2)]
-    exact = X_T + 4 * t * np.transpose(gradient)
-    found = s.posterior_denoiser(X_T, t, 0.15, tau=0.3, **GIVEN)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-7)
+    gradient = [by_differences(partial(log_density, y=y), x_t, e) for e in np.eye(2)]
+    found = script.posterior_denoiser(x_t, t, y, tau=tau, **given)
+    exact = x_t + variance * np.transpose(gradient)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5, err_msg=EXACT)
 
-
-@pytest.mark.parametrize("t", [0.01, 0.09, 1.0])
-def test_covariance_is_a_derivative(t):
-    """C a = sigma_t^2 times the derivative of E[x_0 | x_t] along a: by autograd, by differences."""
-    points, a = torch.tensor(s.POINTS), torch.tensor(A)
+    tensors = torch.tensor(points), torch.tensor(a)
 
     def denoiser(x_t):
-        return (-(x_t[:, None] - points).square().sum(dim=2) / (8 * t)).softmax(dim=1) @ points
+        squares = (x_t[:, None] - tensors[0]).square().sum(dim=2)
+        return (-squares / (2 * variance)).softmax(dim=1) @ tensors[0]
 
-    x_t = torch.tensor(X_T)
-    mean, c_a = s.moments(X_T, t, **GIVEN)
-    np.testing.assert_allclose(mean, denoiser(x_t), rtol=0, atol=1e-10)
-    jacobian = torch.autograd.functional.jacobian(lambda x_t: denoiser(x_t).sum(dim=0), x_t)
-    np.testing.assert_allclose(c_a, 4 * t * (jacobian @ a).T, rtol=0, atol=1e-10)
-    differences = by_differences(lambda x_t: s.moments(x_t, t, **GIVEN)[0], X_T, A)
-    np.testing.assert_allclose(c_a, 4 * t * differences, rtol=0, atol=1e-7)
+    mean = denoiser(torch.tensor(x_t)).numpy()
+    jacobian = torch.autograd.functional.jacobian(lambda x: denoiser(x).sum(0), torch.tensor(x_t))
+    c_a = variance * (jacobian @ tensors[1]).T.numpy()
+    for name, extra in (("dps", 0), ("with_variance", c_a @ a)):
+        want = mean + c_a * ((y - mean @ a) / (tau**2 + extra))[:, None]
+        found = getattr(script, name)(x_t, t, y, tau=tau, **given)
+        message = f"{name}: C a is sigma_t^2 times the derivative of E[x_0 | x_t] along a"
+        np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-6, err_msg=message)
+
+    law = script.point_posterior(y, points=points, a=a, tau=tau)
+    densities = np.array([NormalDist(c @ a, tau).pdf(y) for c in points])
+    np.testing.assert_allclose(law, densities / densities.sum(), rtol=1e-7, atol=1e-15)
+    number, up, arc = [0], np.sign(points[1] @ a - points[0] @ a), 0
+    for last, point in zip(points, points[1:]):
+        arc += np.sign(point @ a - last @ a) != up
+        up = np.sign(point @ a - last @ a)
+        number.append(arc)
+    np.testing.assert_array_equal(script.arcs(points, a), number)
+    assert np.abs(points).max() * 30 == pytest.approx(script.SIGMA_Q)
+
+
+@pytest.mark.parametrize(
+    "code", ["POINTS = np.ones((4, 3))", "POINTS = np.ones((4, 2))", "A = np.zeros(2)"]
+)
+def test_what_it_cannot_do_is_refused(code, capsys):
+    with pytest.raises(SystemExit) as end:
+        changed(code).main([])
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()[-1]) > 30
 
 
 def test_gaussian_points():
     """Points that are quantiles of N(0, s^2): with the variance exact, DPS as in closed form."""
+    a = np.array([0.6, 0.8])
     quantiles = [NormalDist(0, 0.7).inv_cdf((k + 0.5) / 20_000) for k in range(20_000)]
-    given = {"points": np.outer(quantiles, A), "a": A, "sigma_q": 2.0}
-    x_t = np.outer([-1.0, 0.2, 1.5], A)
+    given = {"points": np.outer(quantiles, a), "a": a, "sigma_q": 2.0}
+    x_t = np.outer([-1.0, 0.2, 1.5], a)
     for t in (0.05, 0.6):
         exact = s.posterior_denoiser(x_t, t, 0.9, tau=0.4, **given)
         repaired = s.with_variance(x_t, t, 0.9, tau=0.4, **given)
         np.testing.assert_allclose(repaired, exact, rtol=0, atol=2e-4)
-        plain = s.dps(x_t, t, 0.9, tau=0.4, **given) @ A
-        closed = s.gaussian_dps(x_t @ A, t, 0.9, s=0.7, tau=0.4, sigma_q=2.0)
+        plain = s.dps(x_t, t, 0.9, tau=0.4, **given) @ a
+        closed = s.gaussian_dps(x_t @ a, t, 0.9, s=0.7, tau=0.4, sigma_q=2.0)
         np.testing.assert_allclose(plain, closed, rtol=0, atol=5e-4)
-        assert np.abs(plain - exact @ A).max() > 0.1
+        assert np.abs(plain - exact @ a).max() > 0.1
 
 
 class Fixed:
     """In place of a generator: the same noise at every step."""
 
-    def __init__(self, noise):
-        self.noise = noise
-
     def standard_normal(self, shape):
-        return np.full(shape, self.noise)
+        return np.full(shape, 0.7)
 
 
 def test_samplers_at_every_step():
     """To a point mass at 3: DDIM scales the distance, DDPM also adds the noise of the step."""
-    mean, grid = partial(s.reverse_mean, denoiser=lambda x, t: 3.0), s.times(4, 2.0, 0.1)
-    np.testing.assert_allclose(2 * grid[:-1] ** 0.5, [2, 2 / 20 ** (1 / 3), 2 / 20 ** (2 / 3), 0.1])
+    mean, grid = partial(s.reverse_mean, denoiser=lambda x, t: 3.0), s.times(4, ratio=20)
+    np.testing.assert_allclose(grid[:-1] ** 0.5, [1, 20 ** (-1 / 3), 20 ** (-2 / 3), 1 / 20])
     assert grid[-1] == 0
     steps = [*s.ddim(mean, np.array([5.0]), grid)]
-    np.testing.assert_allclose(np.ravel(steps), 3 + 2 * grid[1:] ** 0.5, rtol=1e-12)
-    x, noisy = 5.0, [*s.ddpm(mean, np.array([5.0]), grid, 2.0, Fixed(0.7))]
+    np.testing.assert_allclose(np.ravel(steps), 3 + 2 * grid[1:] ** 0.5, rtol=1e-9)
+    x, noisy = 5.0, [*s.ddpm(mean, np.array([5.0]), grid, 2.0, Fixed())]
     for t, earlier, (found,) in zip(grid, grid[1:], noisy):
         x = 3 + earlier / t * (x - 3) + 0.7 * 2 * (t - earlier) ** 0.5
-        assert found == pytest.approx(x, rel=1e-12)
+        assert found == pytest.approx(x, rel=1e-9)
     assert len(steps) == len(noisy) == 4
 
 
 @pytest.mark.parametrize(("scale", "tau", "y"), [(1.0, 0.5, 1.0), (1.4, 0.9, -0.6)])
 def test_gaussian_law(scale, tau, y):
     """The samplers are linear in x_1 and noise: means from 0, variances by adding up squares."""
-    grid = s.times(10_000, 1000.0)
+    grid = s.times(10_000, ratio=1e5)
     denoiser = partial(s.gaussian_dps, y=y, s=scale, tau=tau, sigma_q=1000.0)
     mean = partial(s.reverse_mean, denoiser=denoiser)
     for at_0, at_1 in s.ddim(mean, np.array([0.0, 1.0]), grid):
@@ -112,33 +140,25 @@ def test_gaussian_law(scale, tau, y):
     assert s.gaussian_law("posterior", s=scale, tau=tau, y=y) == exact
 
 
-def test_numbers_of_the_derivation():
-    """s = 1, tau = .5, y = 1, with Dawson's integral at sqrt(2) = .452 540 from a table."""
-    law = partial(s.gaussian_law, s=1.0, tau=0.5, y=1.0)
-    assert law("DDIM") == pytest.approx((2 * 2**0.5 * 0.452540, np.exp(-4)), rel=1e-4)
-    assert law("DDPM") == pytest.approx((1 - np.exp(-4), (1 - np.exp(-8)) / 8))
-    assert law("posterior") == pytest.approx((0.8, 0.2))
-
-
-def test_measuring():
-    twice = np.concatenate([s.POINTS[[5, 300, 301]] + 1e-4, s.POINTS[[700, 701, 702, 999]]])
-    half_turns = s.THETA[[5, 300, 301, 700, 701, 702, 999]] / np.pi
-    exact = [np.mean((k <= half_turns) & (half_turns < k + 1)) for k in range(4)]
-    np.testing.assert_allclose(s.arc_shares(twice), exact)
-    assert len(set(exact)) > 2
-    weights = s.point_posterior(0.1, points=s.POINTS, a=A, tau=0.2)
-    densities = np.array([NormalDist(c @ A, 0.2).pdf(0.1) for c in s.POINTS])
-    np.testing.assert_allclose(weights, densities / densities.sum(), rtol=1e-9)
-    x = 3 + 2 * rng().standard_normal((2, 40_000))
-    mean, mean_error, variance, variance_error = s.estimates(x)
-    assert (np.abs(mean - 3) < 5 * mean_error).all()
-    assert (np.abs(variance - 4) < 5 * variance_error).all()
-    np.testing.assert_allclose(mean_error, 0.01, rtol=0.05)
-    np.testing.assert_allclose(variance_error, 4 * (2 / 40_000) ** 0.5, rtol=0.05)
+@pytest.mark.parametrize("k", [1e-6, 0.01, 0.5, 2**0.5, 5.0, 8.0, 9.5, 20.0, 50.0, 1e4])
+def test_gaussian_law_for_any_ratio(k):
+    """Dawson's integral by its series (small arguments) and its expansion (large ones)."""
+    mean, variance = s.gaussian_law("DDIM", s=2.0, tau=2 / k, y=3.0)
+    terms = [k**2]
+    if k < 9:  # sum of (-1)^n 2^n z^(2n+1) / (2n+1)!! loses digits: the positive series instead
+        for n in range(1, 300):
+            terms.append(terms[-1] * (k**2 / 2) / n * (2 * n - 1) / (2 * n + 1))
+        want = np.exp(-(k**2) / 2) * sum(terms)
+    else:
+        want = 1 + sum(np.prod(np.arange(1, 2 * n, 2) / k**2) for n in range(1, 20))
+    assert mean == pytest.approx(3 * want, rel=1e-9)
+    assert variance == pytest.approx(4 * np.exp(-(k**2)))
+    want = (3 * -np.expm1(-(k**2)), -(4 / k**2) / 2 * np.expm1(-2 * k**2))
+    assert s.gaussian_law("DDPM", s=2.0, tau=2 / k, y=3.0) == pytest.approx(want, rel=1e-9)
 
 
 def test_gaussian_samples_keep_to_the_law():
-    samples = s.sample_gaussian(rng(1), n=4000, num_steps=1000)
+    samples = s.sample_gaussian(rng(1), n=2000, num_steps=1000)
     for sampler, x_0 in samples.items():
         mean, mean_error, variance, variance_error = s.estimates(x_0)
         laws = [s.gaussian_law(sampler, s=1.0, tau=1 / k, y=1.0) for k in s.RATIOS]
@@ -146,112 +166,117 @@ def test_gaussian_samples_keep_to_the_law():
         # What the steps' size adds is below .3 % of the mean and 3 % of the variance.
         assert (np.abs(mean - exact_mean) < 5 * mean_error + 0.003).all()
         assert (np.abs(variance / exact_variance - 1) < 5 * variance_error / variance + 0.03).all()
+        np.testing.assert_allclose(mean_error, (x_0.var(axis=1) / 2000) ** 0.5)
+        np.testing.assert_allclose(variance_error, x_0.var(axis=1) * 0.001**0.5)
 
 
 def test_twins_and_the_wiring():
-    """The same starts and noise for all; what is said of each denoiser on the roll."""
-    x_1, generator = 30 * rng().standard_normal((50, 2)), rng(3)
-    samples = s.sample_roll(x_1, 40, generator, y=0.1, tau=0.2)
-    given = {"y": 0.1, "points": s.POINTS, "a": s.A, "tau": 0.2, "sigma_q": 30.0}
-    for name, denoiser in [
-        ("exact", s.posterior_denoiser),
-        ("DPS", s.dps),
-        ("with variance", s.with_variance),
-    ]:
-        runs = s.run_both(partial(denoiser, **given), x_1, 40, 30.0, rng(3))
-        for sampler in ("DDPM", "DDIM"):
-            assert np.array_equal(samples[name][sampler], runs[sampler])
-    mean = partial(s.reverse_mean, denoiser=partial(s.dps, **given))
-    *_, x_0 = s.ddpm(mean, x_1, s.times(40, 30.0), 30.0, rng(3))
-    assert np.array_equal(samples["DPS"]["DDPM"], x_0)
-    vague = s.sample_roll(x_1, 40, rng(3), y=0.0, tau=10.0)
+    """The same starts and noise for all; where the measurement is vague, all agree."""
+    x_1, grid = s.SIGMA_Q * rng().standard_normal((20, 2)), s.times(30)
+    samples = s.sample_points(x_1, grid, rng(3), y=0.1, tau=0.2)
+    given = {"y": 0.1, "points": s.POINTS, "a": s.A, "tau": 0.2, "sigma_q": s.SIGMA_Q}
+    functions = {"exact": s.posterior_denoiser, "DPS": s.dps, "with variance": s.with_variance}
+    for name, denoiser in functions.items():
+        mean = partial(s.reverse_mean, denoiser=partial(denoiser, **given))
+        *_, x_0 = s.ddpm(mean, x_1, grid, s.SIGMA_Q, rng(3))
+        assert np.array_equal(samples[name]["DDPM"], x_0)
+        *_, x_0 = s.ddim(mean, x_1, grid)
+        assert np.array_equal(samples[name]["DDIM"], x_0)
+    vague = s.sample_points(x_1, grid, rng(3), y=0.0, tau=10.0)
     for name in ("DPS", "with variance"):
-        assert np.abs(vague[name]["DDPM"] - vague["exact"]["DDPM"]).mean() < 1e-3
+        assert s.apart(vague[name]["DDPM"], vague["exact"]["DDPM"]).mean() < 2e-3
 
 
-def test_drawn():
+BLACK, BLUE, ORANGE = "k", "#0072B2", "#E69F00"
+
+
+@pytest.mark.parametrize("code", ["", CLOUD])
+def test_drawn(code):
+    """What is measured lies to the right, in the strip; samples are orange, joined to twins."""
+    script = changed(code)
     samples = {
         name: {sampler: rng(3 * i + j).random((4, 2)) for j, sampler in enumerate(("DDPM", "DDIM"))}
-        for i, name in enumerate(s.DENOISERS)
+        for i, name in enumerate(script.DENOISERS)
     }
-    axes = s.draw_roll(samples, 0.3, 0.05).axes
-    titles = ["exact: $E[x_0|x_t, y]$", "DPS", "DPS with the variance"]
-    assert [ax.get_title() for ax in axes] == titles
-    for ax, columns in zip(axes, samples.values()):
-        lines = {line.get_label(): line.get_xydata() for line in ax.lines}
-        assert np.array_equal(lines["data"], s.POINTS)
-        dots = lines["samples by DDIM, joined to their twins"]
-        assert np.array_equal(dots, columns["DDIM"])
-        joins = [line.get_xydata() for line in ax.lines if line.get_label().startswith("_")]
-        assert np.array_equal(joins, np.stack([dots, samples["exact"]["DDIM"]], axis=1))
+    figure = script.draw_points(samples, 0.3, 0.05)
+    for ax, columns in zip(figure.axes, samples.values()):
+        data, dots = (
+            next(line.get_xydata() for line in ax.lines if line.get_color() == color)
+            for color in (BLACK, ORANGE)
+        )
+        for drawn, points in ((data, script.POINTS), (dots, columns["DDIM"])):
+            np.testing.assert_allclose(drawn[:, 0], points @ script.A)
+            length = np.hypot(*script.A)
+            np.testing.assert_allclose(np.hypot(*drawn.T), length * np.hypot(*points.T))
+        twins = samples["exact"]["DDIM"] @ script.A
+        joins = np.array(ax.collections[0].get_segments())
+        np.testing.assert_allclose(joins[:, 0], dots)
+        np.testing.assert_allclose(joins[:, 1, 0], twins)
         strip = ax.patches[0].get_extents().transformed(ax.transData.inverted())
         assert (strip.x0, strip.x1) == pytest.approx((0.25, 0.35))
+        left, right = ax.get_xlim()
+        assert left < data[:, 0].min() < data[:, 0].max() < right
 
+
+def test_drawn_gaussian():
+    """Laws and marks, mean and variance, in the colours of their samplers."""
     on_line = {name: rng(i).random((len(s.RATIOS), 50)) for i, name in enumerate(("DDPM", "DDIM"))}
-    figure = s.draw_gaussian(on_line)
-    for column, ax in enumerate(figure.axes):
-        lines = {line.get_label(): line for line in ax.lines}
-        for name, method in [
-            ("posterior", "posterior"),
-            ("DPS, DDPM", "DDPM"),
-            ("DPS, DDIM", "DDIM"),
-        ]:
-            k, curve = lines[f"{name}, exact"].get_data()
+    colors = {"posterior": BLACK, "DDPM": BLUE, "DDIM": ORANGE}
+    for column, ax in enumerate(s.draw_gaussian(on_line).axes):
+        for method, color in colors.items():
+            curves = [line.get_data() for line in ax.lines if line.get_color() == color]
+            (k, curve) = max(curves, key=lambda data: len(data[0]))
             laws = [s.gaussian_law(method, s=1.0, tau=1 / ratio, y=1.0)[column] for ratio in k]
             np.testing.assert_allclose(curve, laws)
-            assert lines[f"{name}, exact"].get_color() == s.COLORS[method]
-        for bars, (method, x_0) in zip(ax.containers, on_line.items()):
-            assert bars[0].get_color() == s.COLORS[method]
-            numbers, errors = s.estimates(x_0)[2 * column : 2 * column + 2]
-            np.testing.assert_allclose(bars[0].get_xydata(), np.transpose([s.RATIOS, numbers]))
-            ends = np.array(bars[2][0].get_segments())[:, :, 1]
+        assert len(ax.containers) == 2
+        for marks, _, (bars,) in ax.containers:
+            (method,) = [name for name in on_line if colors[name] == marks.get_color()]
+            numbers, errors = s.estimates(on_line[method])[2 * column : 2 * column + 2]
+            np.testing.assert_allclose(marks.get_xydata(), np.transpose([s.RATIOS, numbers]))
+            ends = np.array(bars.get_segments())[:, :, 1]
             np.testing.assert_allclose(np.ptp(ends, axis=1), 10 * errors)
-    assert [ax.get_title()[:4] for ax in figure.axes] == ["mean", "vari"]
 
 
-def test_main(tmp_path, monkeypatch):
-    """What is printed, each number against what it is of."""
-    kept, printed = {}, []
-    line = partial(s.sample_gaussian, n=500, num_steps=50)
-    roll = s.sample_roll
-    monkeypatch.setattr(s, "sample_gaussian", lambda rng: kept.setdefault("line", line(rng)))
+def test_main(tmp_path, monkeypatch, spy):
+    """The page's own data: what is printed, each number against what it is of."""
+    script = changed(snippet(s))
+    line = partial(script.sample_gaussian, n=100, num_steps=50)
+    monkeypatch.setattr(script, "sample_gaussian", line)
+    tables, calls = spy(script, "table"), spy(script, "sample_points")
+    plane, lines = spy(script, "draw_points"), spy(script, "draw_gaussian")
+    flags = "--num-steps 9 --num-samples 60 --y 0.1 --tau 0.3"
+    script.main([*flags.split(), "--figures-dir", str(tmp_path)])
+    (call,) = calls
+    assert (call.y, call.tau, len(call.times), call.x_1.shape) == (0.1, 0.3, 10, (60, 2))
+    assert call.x_1.std() == pytest.approx(script.SIGMA_Q, rel=0.3)
+    assert (plane[0].samples, plane[0].y, plane[0].tau) == (call.result, 0.1, 0.3)
 
-    def spy(x_1, num_steps, rng, *, y, tau):
-        kept.update(
-            roll=roll(x_1, num_steps, rng, y=y, tau=tau), x_1=x_1, asked=(num_steps, y, tau)
-        )
-        return kept["roll"]
-
-    monkeypatch.setattr(s, "sample_roll", spy)
-    monkeypatch.setattr(s, "table", printed.append)
-    flags = "--num-steps 20 --num-samples 130 --y 0.1 --tau 0.3"
-    s.main([*flags.split(), "--figures-dir", str(tmp_path)])
-    assert kept["asked"] == (20, 0.1, 0.3)
-    assert kept["x_1"].shape == (130, 2)
-    assert kept["x_1"].std() == pytest.approx(30, rel=0.2)
-    (heading, law, *rows), (line_heading, *line_rows) = printed
-    assert heading[:3] == ["Swiss roll", "a.x_0 from y", "x_0 from twin"]
-    weights = s.point_posterior(0.1, points=s.POINTS, a=s.A, tau=0.3)
-    shares = [weights[s.THETA // np.pi == k].sum() for k in range(4)]
-    spread = sum(w * (x - 0.1) ** 2 for w, (x, _) in zip(weights, s.POINTS)) ** 0.5
-    assert [float(law[1]), *map(float, law[3:])] == pytest.approx([spread, *shares], abs=5.1e-4)
-    names = [(name, sampler) for name in kept["roll"] for sampler in ("DDPM", "DDIM")]
-    assert [row[0] for row in rows] == [", ".join(pair) for pair in names]
-    for row, (name, sampler) in zip(rows, names):
-        x_0, twin = kept["roll"][name][sampler], kept["roll"]["exact"][sampler]
-        off = np.mean((x_0[:, 0] - 0.1) ** 2) ** 0.5
-        apart = np.median(np.hypot(*(x_0 - twin).T))
-        numbers = [off, apart, *s.arc_shares(x_0)]
-        assert [*map(float, row[1:])] == pytest.approx(numbers, abs=5.1e-4)
-    assert line_heading == ["Gaussian, s / tau = 2", "mean", "sampled", "variance", "sampled"]
+    (_, law, *rows), (_, *line_rows) = (table.rows for table in tables)
+    points, a, arc = script.POINTS, script.A, script.arcs(script.POINTS, script.A)
+    weights = script.point_posterior(0.1, points=points, a=a, tau=0.3)
+    shares = [weights[arc == k].sum() for k in range(arc.max() + 1)]
+    shown = sorted(sorted(range(len(shares)), key=lambda k: -shares[k])[:4])
+    spread = sum(w * (x - 0.1) ** 2 for w, x in zip(weights, points @ a)) ** 0.5
+    numbers = [float(cell) for cell in law[1:] if cell]
+    assert numbers == pytest.approx([spread, *(shares[k] for k in shown)], abs=5.1e-4)
+    samples = [
+        (x_0, call.result["exact"][sampler])
+        for runs in call.result.values()
+        for sampler, x_0 in runs.items()
+    ]
+    for row, (x_0, twin) in zip(rows, samples):
+        off = np.mean((x_0 @ a - 0.1) ** 2) ** 0.5
+        nearest = ((x_0[:, None] - points) ** 2).sum(axis=2).argmin(axis=1)
+        found = [np.mean(arc[nearest] == k) for k in shown]
+        numbers = [float(cell) for cell in row[1:]]
+        assert numbers[:2] == pytest.approx([off, np.median(np.hypot(*(x_0 - twin).T))], abs=6e-4)
+        assert numbers[2:] == pytest.approx(found, abs=5.1e-3)
     for row, method in zip(line_rows, ("posterior", "DDPM", "DDIM")):
-        assert method in row[0]
-        exact = s.gaussian_law(method, s=1.0, tau=0.5, y=1.0)
+        exact = script.gaussian_law(method, s=1.0, tau=0.5, y=1.0)
         assert [float(row[1]), float(row[3])] == pytest.approx(exact, abs=5.1e-5)
         if method != "posterior":
-            x_0 = kept["line"][method][list(s.RATIOS).index(2.0)]
+            x_0 = lines[0].samples[method][list(script.RATIOS).index(2.0)]
             found = [float(number) for cell in (row[2], row[4]) for number in cell.split(" +- ")]
             v = x_0.var()
-            exact = [x_0.mean(), (v / 500) ** 0.5, v, v * (2 / 500) ** 0.5]
+            exact = [x_0.mean(), (v / 100) ** 0.5, v, v * (2 / 100) ** 0.5]
             assert found == pytest.approx(exact, abs=5.1e-5)
-    assert {path.stem for path in tmp_path.iterdir()} == {"posterior", "gaussian"}

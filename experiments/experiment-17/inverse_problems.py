@@ -3,12 +3,14 @@
 The claim
     y = a.x_0 + N(0, tau^2) was measured, and samples of p(x_0 | y) are wanted. The denoiser,
     D = E[x_0 | x_t], was trained without y. Diffusion posterior sampling (DPS; Chung et al. 2022,
-    arXiv 2209.14687) takes the likelihood of y as if x_0 were D, and puts
+    arXiv 2209.14687) takes the likelihood of y as if x_0 were D. What is tested here is this
+    approximation: with small steps and the exact D it is
         D + C a (y - a.D) / tau^2,    C = Cov[x_0 | x_t] = sigma_t^2 dD/dx_t,
-    into the samplers. Even with the exact D this does not sample p(x_0 | y): it believes the
-    measurement too much. It forgets that a.x_0, given x_t, has a variance of its own. Put back,
+    in the samplers. (Their own step has a tuned factor in place of 1 / tau^2: see the page.) It
+    forgets that a.x_0, given x_t, has a variance of its own. Put back (Boys et al. 2023, arXiv
+    2310.06721),
         D + C a (y - a.D) / (tau^2 + a.C a)
-    is exact for Gaussian data, and on the Swiss roll nearer to the truth.
+    is exact for Gaussian data. How far off are both, and do they believe y too much or too little?
 
 The truth beside it
     If the data is many points c, E[x_0 | x_t, y] is experiment 2's posterior mean with one more
@@ -17,13 +19,14 @@ The truth beside it
     steps and large sigma_q returns a Gaussian that is known: `gaussian_law`.
 
 What to look for in figures/
-    posterior.jpg   the roll and a strip, y - tau to y + tau: DPS crowds into it; with the variance,
-                    most samples lie on their twins (DDIM)
-    gaussian.jpg    a precise measurement: DDIM's mean goes past y, and both variances are too small
+    posterior.jpg   the data and a strip, y - tau to y + tau: who crowds into it, and whose samples
+                    lie on their twins?
+    gaussian.jpg    mean and variance against the precision of the measurement
 
 Try this
-    python inverse_problems.py --tau 0.02 --y 0.3    precise: DPS misses an arc with .448 of p
-    python inverse_problems.py --tau 1               vague: all three agree
+    python inverse_problems.py --tau 0.02 --y 0.3    precise: is each arc found?
+    python inverse_problems.py --tau 0.1 --y=-0.5    is y believed too much, or too little?
+    python inverse_problems.py --tau 1               vague: which of the three is best?
 """
 
 import copy
@@ -39,6 +42,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's: more would wait for each ot
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.collections import LineCollection
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
@@ -47,7 +51,24 @@ START, END = np.pi / 2, 4 * np.pi  # the angles at which the roll starts and end
 THETA = START + (END - START) * (np.arange(1000) + 0.5) / 1000
 POINTS = np.stack([np.cos(THETA), np.sin(THETA)], axis=1) * THETA[:, None] / (4 * np.pi)
 A = np.array([1.0, 0.0])
-SIGMA_Q = 30.0  # far wider than the data: p_1 is nearly the base
+SIGMA_Q = 30 * np.abs(POINTS).max()  # far wider than the data: p_1 is nearly the base
+
+
+def faults():
+    """What this script cannot do with the data above, a line each."""
+    if np.ndim(POINTS) != 2 or np.shape(POINTS)[1] != 2 or len(POINTS) < 2:
+        yield "POINTS are two or more, in the plane: (k, 2)"
+    elif np.shape(A) != (2,) or np.ptp(POINTS @ A) == 0:
+        yield "A is (2,), and a.x_0 is not the same for all POINTS"
+
+
+def arcs(points, a):
+    """The number of the arc that each point is on, (k,): a new one wherever a.c turns back.
+
+    In the order of points. So the place where a.c is y is on each arc once, or not at all.
+    """
+    upwards = np.sign(np.diff(points @ a))
+    return np.append(0, np.cumsum(np.diff(upwards, prepend=upwards[:1]) != 0))
 
 
 # ----------------------------------------- The denoiser -----------------------------------------
@@ -76,7 +97,7 @@ def posterior_denoiser(x_t, t, y, *, points, a, tau, sigma_q):
 def moments(x_t, t, *, points, a, sigma_q):
     """E[x_0 | x_t] and C a = Cov[x_0, a.x_0 | x_t], both without y: (n, 2) each.
 
-    Of a network they are D and sigma_t^2 times a derivative of D, by Tweedie's second formula.
+    Of a network they are D and sigma_t^2 times a derivative of D: "second-order Tweedie".
     """
     weights = softmax(log_likelihood(x_t, t, points=points, sigma_q=sigma_q)).T  # (n, k)
     mean = weights @ points
@@ -120,8 +141,7 @@ def reverse_mean(x_t, t, dt, *, denoiser):
 def ddpm(reverse_mean, x_1, times, sigma_q, rng):
     """Algorithm 1 (DDPM): x_{t-dt} = E[x_{t-dt} | x_t] + N(0, sigma_q^2 dt).  Yields each."""
     x_t = x_1
-    for t, earlier in zip(times, times[1:]):
-        dt = t - earlier
+    for t, dt in zip(times, times[:-1] - times[1:]):
         noise = rng.standard_normal(x_t.shape)
         x_t = reverse_mean(x_t, t, dt) + sigma_q * dt**0.5 * noise
         yield x_t
@@ -130,18 +150,20 @@ def ddpm(reverse_mean, x_1, times, sigma_q, rng):
 def ddim(reverse_mean, x_1, times):
     """Algorithm 2 (DDIM): x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).  Yields each."""
     x_t = x_1
-    for t, earlier in zip(times, times[1:]):
-        lam = t**0.5 / (earlier**0.5 + t**0.5)
-        x_t = x_t + lam * (reverse_mean(x_t, t, t - earlier) - x_t)
+    for t, dt in zip(times, times[:-1] - times[1:]):
+        lam = t**0.5 / ((t - dt) ** 0.5 + t**0.5)
+        x_t = x_t + lam * (reverse_mean(x_t, t, dt) - x_t)
         yield x_t
 
 
-def times(num_steps, sigma_q, sigma_min=0.01):
-    """From 1 in equal ratios to where sigma_t is sigma_min, then 0.  Returns (num_steps + 1,)."""
-    return np.append(np.geomspace(1, (sigma_min / sigma_q) ** 2, num_steps), 0)
+def times(num_steps, ratio=3000):
+    """From 1, even in log t, to where sigma_t = sigma_q / ratio, then 0.  (num_steps + 1,)"""
+    return np.append(np.geomspace(1, ratio**-2, num_steps), 0)
 
 
 # ------------------------------------------ The truth -------------------------------------------
+
+NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(100)  # for integrals from -1 to 1
 
 
 def gaussian_law(method, *, s, tau, y):
@@ -154,11 +176,11 @@ def gaussian_law(method, *, s, tau, y):
     if method == "posterior":
         return y * k**2 / (1 + k**2), s**2 / (1 + k**2)
     if method == "DDPM":
-        return y * (1 - np.exp(-(k**2))), tau**2 / 2 * (1 - np.exp(-2 * k**2))
-    # The mean is y k int_0^k exp((u^2 - k^2) / 2) du, Dawson's integral at k / sqrt(2).
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    u = k * (nodes + 1) / 2
-    return y * k**2 / 2 * weights @ np.exp((u**2 - k**2) / 2), s**2 * np.exp(-(k**2))
+        return -y * np.expm1(-(k**2)), -(tau**2) / 2 * np.expm1(-2 * k**2)
+    # The mean is y int_0^(k^2) exp(p^2 / (2 k^2) - p) dp; beyond p = 80 nothing is left.
+    half = min(k**2, 80) / 2
+    p = half * (1 + NODES)
+    return y * half * NODE_WEIGHTS @ np.exp(p**2 / (2 * k**2) - p), s**2 * np.exp(-(k**2))
 
 
 def point_posterior(y, *, points, a, tau):
@@ -168,27 +190,26 @@ def point_posterior(y, *, points, a, tau):
 
 # ------------------------------------------ Measuring -------------------------------------------
 DENOISERS = {"exact": posterior_denoiser, "DPS": dps, "with variance": with_variance}
-ARCS = (THETA // np.pi).astype(int)  # 0 to 3: the half-turn of each point; of 0 there is half
 
 
-def run_both(denoiser, x_1, num_steps, sigma_q, rng):
+def sample(denoiser, x_1, times, sigma_q, rng):
     """DDPM and DDIM from x_1.  Returns {sampler: x_0}."""
-    mean, grid = partial(reverse_mean, denoiser=denoiser), times(num_steps, sigma_q)
-    runs = {"DDPM": ddpm(mean, x_1, grid, sigma_q, rng), "DDIM": ddim(mean, x_1, grid)}
+    mean = partial(reverse_mean, denoiser=denoiser)
+    runs = {"DDPM": ddpm(mean, x_1, times, sigma_q, rng), "DDIM": ddim(mean, x_1, times)}
     samples = {}
     for name, steps in runs.items():
-        for x_0 in tqdm(steps, name, num_steps, disable=None):
+        for x_0 in tqdm(steps, name, len(times) - 1, disable=None):
             pass
         samples[name] = x_0
     return samples
 
 
-def sample_roll(x_1, num_steps, rng, *, y, tau):
+def sample_points(x_1, times, rng, *, y, tau):
     """{denoiser: {sampler: x_0, (n, 2)}}, all from x_1 and with the same noise."""
     samples = {}
     for name, denoiser in DENOISERS.items():
         given_y = partial(denoiser, y=y, points=POINTS, a=A, tau=tau, sigma_q=SIGMA_Q)
-        samples[name] = run_both(given_y, x_1, num_steps, SIGMA_Q, copy.deepcopy(rng))
+        samples[name] = sample(given_y, x_1, times, SIGMA_Q, copy.deepcopy(rng))
     return samples
 
 
@@ -199,13 +220,17 @@ def sample_gaussian(rng, n=20_000, num_steps=2000, sigma_q=1000.0):
     """DPS for each of RATIOS.  Returns {sampler: x_0, (len(RATIOS), n)}."""
     denoiser = partial(gaussian_dps, y=1.0, s=1.0, tau=1 / RATIOS[:, None], sigma_q=sigma_q)
     x_1 = sigma_q * rng.standard_normal((len(RATIOS), n))
-    return run_both(denoiser, x_1, num_steps, sigma_q, rng)
+    return sample(denoiser, x_1, times(num_steps, ratio=100 * sigma_q), sigma_q, rng)
 
 
-def arc_shares(x_0):
-    """The share of x_0, (n, 2), whose nearest point is on each arc: four numbers."""
-    nearest = (POINTS @ x_0.T - (POINTS**2).sum(axis=1, keepdims=True) / 2).argmax(axis=0)
-    return np.bincount(ARCS[nearest], minlength=4) / len(x_0)
+def apart(x_0, twins):
+    """Distances of samples, (n, 2), to their twins.  (n,)"""
+    return np.linalg.norm(x_0 - twins, axis=1)
+
+
+def nearest(x_0):
+    """The index of the point that is nearest to each of x_0, (n, 2).  (n,)"""
+    return (POINTS @ x_0.T - (POINTS**2).sum(axis=1, keepdims=True) / 2).argmax(axis=0)
 
 
 def estimates(x_0):
@@ -221,19 +246,23 @@ BLUE, ORANGE = "#0072B2", "#E69F00"
 COLORS = {"posterior": "k", "DDPM": BLUE, "DDIM": ORANGE}
 
 
-def draw_roll(samples, y, tau, num_drawn=250):
+def draw_points(samples, y, tau, num_drawn=250):
     """Samples by DDIM, a panel for each denoiser; a line joins each to its twin."""
-    fig, axes = plt.subplots(1, 3, figsize=(12, 4.9), layout="constrained", sharey=True)
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.5), layout="constrained", sharey=True)
     titles = ["exact: $E[x_0|x_t, y]$", "DPS", "DPS with the variance"]
-    twins = samples["exact"]["DDIM"][:num_drawn]
+    plane = np.transpose([A, [-A[1], A[0]]])  # what is measured, to the right
+    points, twins = POINTS @ plane, samples["exact"]["DDIM"][:num_drawn] @ plane
+    margin = 0.1 * np.ptp(points, axis=0).max()
+    (left, bottom), (right, top) = points.min(axis=0) - margin, points.max(axis=0) + margin
     for ax, title, runs in zip(axes, titles, samples.values()):
-        x_0 = runs["DDIM"][:num_drawn]
+        x_0 = runs["DDIM"][:num_drawn] @ plane
         ax.axvspan(y - tau, y + tau, color="0.9", label=r"$y \pm \tau$")
-        ax.plot(*POINTS.T, "k", lw=0.8, label="data")
-        for ends in zip(x_0, twins):
-            ax.plot(*np.transpose(ends), color="0.5", lw=0.6, zorder=1)
+        ax.plot(*points.T, ".k", ms=1, label="data")
+        joins = LineCollection(np.stack([x_0, twins], axis=1), colors="0.5", lw=0.6, zorder=1)
+        ax.add_collection(joins)
         ax.plot(*x_0.T, ".", color=ORANGE, ms=5, label="samples by DDIM, joined to their twins")
-        ax.set(xlabel="$a^T x_0$", title=title, aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
+        ax.set(xlabel="$a^T x_0$", title=title, aspect="equal")
+        ax.set(xlim=(left, right), ylim=(bottom, top))
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
@@ -306,19 +335,24 @@ def table(rows):
         print(first.ljust(widths[0]), *cells, sep="  ")
 
 
-def roll_rows(samples, y, tau):
-    """A row for the law, then one for each denoiser and sampler."""
-    law = point_posterior(y, points=POINTS, a=A, tau=tau)
-    shares = np.bincount(ARCS, weights=law)
-    rows = [["Swiss roll", "a.x_0 from y", "x_0 from twin", "arc 1", "arc 2", "arc 3", "arc 4"]]
-    rows.append(["p(x_0 | y)", f"{(law @ (POINTS @ A - y) ** 2) ** 0.5:.3f}", ""])
-    rows[-1] += [f"{share:.3f}" for share in shares]
+def point_rows(samples, y, tau):
+    """A row for the law, then one for each denoiser and sampler; the four likeliest arcs."""
+    law, arc = point_posterior(y, points=POINTS, a=A, tau=tau), arcs(POINTS, A)
+    shares = np.bincount(arc, weights=law)
+    likeliest = np.sort(np.argsort(-shares)[:4])
+    heading = [f"{len(POINTS)} points", "a.x_0 from y", "x_0 from twin"]
+    off = (law @ (POINTS @ A - y) ** 2) ** 0.5
+    rows = [
+        [*heading, *(f"arc {k + 1}" for k in likeliest)],
+        ["p(x_0 | y)", f"{off:.3f}", "", *(f"{x:.3f}" for x in shares[likeliest])],
+    ]
     for name, runs in samples.items():
         for sampler, x_0 in runs.items():
             off = ((x_0 @ A - y) ** 2).mean() ** 0.5
-            apart = np.median(np.linalg.norm(x_0 - samples["exact"][sampler], axis=1))
-            rows.append([f"{name}, {sampler}", f"{off:.3f}", f"{apart:.4f}"])
-            rows[-1] += [f"{share:.3f}" for share in arc_shares(x_0)]
+            from_twin = np.median(apart(x_0, samples["exact"][sampler]))
+            found = np.bincount(arc[nearest(x_0)], minlength=len(shares)) / len(x_0)
+            cells = [f"{off:.3f}", f"{from_twin:.3f}", *(f"{x:.2f}" for x in found[likeliest])]
+            rows.append([f"{name}, {sampler}", *cells])
     return rows
 
 
@@ -337,28 +371,29 @@ def gaussian_rows(samples, ratio=2.0):
 
 
 def main(argv=None):
+    largest = float(np.ceil(np.abs(POINTS).max() * np.abs(A).sum()))  # at least of a.x_0
     args = options(
         argv,
-        num_steps=(200, 1, 5000, "steps of a sampler, on the roll"),
-        num_samples=(1000, 1, 10_000, "samples of each sampler, on the roll"),
-        y=(0.0, -1.0, 1.0, "the measurement of a.x_0"),
+        *faults(),
+        num_steps=(200, 1, 5000, "steps of a sampler, on the points"),
+        num_samples=(1000, 1, 10_000, "samples of each sampler, on the points"),
+        y=(0.0, -largest, largest, "the measurement of a.x_0"),
         tau=(0.2, 0.01, 10.0, "std of the measurement's noise"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     rng = np.random.default_rng(args.seed)
 
     x_1 = SIGMA_Q * rng.standard_normal((args.num_samples, 2))
-    on_roll = sample_roll(x_1, args.num_steps, rng, y=args.y, tau=args.tau)
+    in_plane = sample_points(x_1, times(args.num_steps), rng, y=args.y, tau=args.tau)
     on_line = sample_gaussian(rng)
 
-    table(roll_rows(on_roll, args.y, args.tau))
-    table(gaussian_rows(on_line))
-
     for name, figure in {
-        "posterior": draw_roll(on_roll, args.y, args.tau),
+        "posterior": draw_points(in_plane, args.y, args.tau),
         "gaussian": draw_gaussian(on_line),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    table(point_rows(in_plane, args.y, args.tau))
+    table(gaussian_rows(on_line))
     print(f"figures: {args.figures_dir}")
 
 

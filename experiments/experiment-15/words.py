@@ -6,25 +6,25 @@ The claim
         E[x_{t-dt} | x_t] = (dt / t) E[x_0 | x_t] + (1 - dt / t) x_t.
     This holds the probability of each letter after the step; the rest to 1 is that of staying
     hidden. The sampler draws each letter from it, independently of the others: like the Gaussian of
-    Fact 1 (experiment 9) right to first order in dt. N steps lose about (J(1) - J(0)) / 2N nats.
+    Fact 1 (experiment 9) right to first order in dt. N steps lose about (S(1) - S(0)) / 2N nats.
 
 The truth beside it
-    E[x_0 | x_t] is p(letter | letters seen), counted in `denoiser`. J(t) is the sum over letters of
+    E[x_0 | x_t] is p(letter | letters seen), counted in `denoiser`. S(t) is the sum over letters of
     H(letter | the others, each seen with probability 1 - t), H the entropy. The steps' KL
-    divergences sum to the error of a Riemann sum for the integral of J, which is H(p_0)
+    divergences sum to the error of a Riemann sum for the integral of S, which is H(p_0)
     (`path_kl`). This bounds KL(p_0 || q), where q, the law of what is returned, is a sum over the
-    orders in which letters can appear (`law`). A network's expected loss is at least H(p_0). Twins
-    are what the counted conditionals make of the same random numbers.
+    orders in which letters can appear (`law`). A network's law and expected loss are found by the
+    same sums. Twins are what the counted conditionals make of the same random numbers.
 
 What to look for in figures/
-    train_loss.jpg     the loss falls to H(p_0)
-    unmasking.jpg      letters appear; few steps make non-words, many hardly any; twins beside them
-    kl-vs-steps.jpg    what is lost falls as 1 / steps; the network adds an error that stays
+    train_loss.jpg     what number does the loss fall to?
+    unmasking.jpg      which words are wrong, and when did they go wrong?
+    kl-vs-steps.jpg    twice the steps: how much less is lost? where does the network stop gaining?
 
 Try this
-    python words.py --num-steps 1        all letters at once: hardly a word
-    python words.py --num-steps 64       non-words are rare now
-    python words.py --train-steps 300    many steps no longer help
+    python words.py --num-steps 1        all letters at once: how many words of twelve?
+    python words.py --num-steps 64       two runs of 64 steps: are there non-words?
+    python words.py --train-steps 300    trained a tenth as long: do many steps still help?
 """
 
 import itertools
@@ -44,7 +44,7 @@ from torch import nn
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# Equally likely. Any words of one length will do; more than six letters take long.
+# Equally likely. Any different words of one length will do; more than eight letters take long.
 WORDS = """
 able also bake band bare base bath bone cake came care city cold core dark data date dice
 done door face fact fire fish game gate gold hand hard home lake late life line list lost
@@ -52,6 +52,20 @@ make mind mine mist more name nine note rain rate rice road
 """.split()
 LETTERS = sorted(set("".join(WORDS)))
 HIDDEN = "\u00b7"  # a dot
+
+
+def faults(words):
+    """What the script cannot do with this list of words, a line each."""
+    found = []
+    if len(words) < 2:
+        found.append(f"WORDS: two words at least, not {len(words)}")
+    if len(set(map(len, words))) > 1:
+        short, long = min(words, key=len), max(words, key=len)
+        found.append(f"WORDS: all of one length, unlike '{short}' and '{long}'")
+    twice = [word for word in words if words.count(word) > 1]
+    if twice:
+        found.append(f"WORDS: each once, unlike '{twice[0]}'")
+    return found
 
 
 def one_hot(words):
@@ -78,8 +92,8 @@ def hide(x_0, t, rng):
 def reverse_mean(x_t, t, dt, *, denoiser):
     """E[x_{t-dt} | x_t] from E[x_0 | x_t], eq. (24) of the tutorial.
 
-    Exact for any dt: of the noise x_t - x_0, the last dt brought on average the share dt / t.
-    x_t: (n, d), at time t;  0 < dt <= t <= 1;  denoiser(x_t, t) -> (n, d).  Returns (n, d).
+    Exact for any dt: of the letters hidden at t, the last dt hid on average the share dt / t.
+    x_t: (n, length, letters), at time t;  0 < dt <= t <= 1;  denoiser(x_t, t): like x_t.
     """
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
 
@@ -139,8 +153,8 @@ def train(words, *, train_steps, rng, batch_size=512, learning_rate=0.01):
     losses = []
     for _ in tqdm(range(train_steps), "training", disable=None):
         x_0 = words[torch.randint(len(words), (batch_size,), generator=rng)]
-        # One t in each interval of 1 / batch_size: uniform, and the loss varies less.
-        t = (torch.arange(batch_size) + torch.rand(batch_size, generator=rng)) / batch_size
+        # One t in each interval of 1 / batch_size: uniform, and the loss varies less. Never 0.
+        t = (torch.arange(batch_size) + 1 - torch.rand(batch_size, generator=rng)) / batch_size
         x_t = hide(x_0, t[:, None], rng)
         log_chance = (network(x_t) * x_0).sum(dim=2).log()  # 0 for letters that are seen
         loss = -(log_chance.sum(dim=1) / t).mean()
@@ -183,20 +197,22 @@ def conditionals(words, denoiser):
 def law(num_steps, chances):
     """The probability that num_steps steps return each word: (number of words,).
 
-    order: which letters appear first, second, ...; together if their numbers are equal. With m
-    different numbers it comes about in C(num_steps, m) of num_steps^length equally likely ways.
+    Each letter draws its own step. groups: in how many different steps letters have appeared;
+    those steps can be chosen in C(num_steps, groups) of num_steps^length equally likely ways.
     chances: of conditionals.
     """
     length, q = len(next(iter(chances))), 0
-    for order in itertools.product(range(length), repeat=length):
-        groups = max(order) + 1
-        if len(set(order)) == groups:  # no number is left out
-            way = math.comb(num_steps, groups) / num_steps**length
-            for group in range(groups):
-                shown = torch.tensor([number == group for number in order])
-                before = tuple(number < group for number in order)
-                way = way * chances[before][:, shown].prod(dim=1)
-            q = q + way
+    reached = {(False,) * length: 1}  # places seen: probability of their letters, all ways summed
+    for groups in range(1, length + 1):
+        after = {}
+        for before, way in reached.items():
+            for seen in itertools.product(*((True,) if b else (False, True) for b in before)):
+                new = torch.tensor(seen) ^ torch.tensor(before)
+                if new.any():
+                    together = chances[before][:, new].prod(dim=1)
+                    after[seen] = after.get(seen, 0) + way * together
+        q = q + math.comb(num_steps, groups) / num_steps**length * after[(True,) * length]
+        reached = after
     return q
 
 
@@ -213,13 +229,13 @@ def hidden_entropies(chances):
 
 
 def conditional_entropy(t, chances):
-    """J(t): sum over letters of H(letter | the others, each seen with probability 1 - t)."""
+    """S(t): sum over letters of H(letter | the others, each seen with probability 1 - t)."""
     sums = hidden_entropies(chances)
     return sum((1 - t) ** s * t ** (len(sums) - 1 - s) * h for s, h in enumerate(sums))
 
 
 def expected_loss(chances):
-    """The integral of J: the mean of the loss in train.  H(p_0), if the chances are the data's."""
+    """The integral of S: the mean of the loss in train.  H(p_0), if the chances are the data's."""
     sums = hidden_entropies(chances)  # and (1 - t)^s t^(n - 1 - s) integrates to 1 / (n C(n-1, s))
     n = len(sums)
     return sum(h / (n * math.comb(n - 1, s)) for s, h in enumerate(sums))
@@ -242,50 +258,44 @@ STEP_COUNTS = [1, 2, 4, 8, 16, 64, 256]
 MOMENTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
-def sample(denoiser, words, num_steps, num_samples, rng):
-    """Runs the sampler from all letters hidden.  Yields x_t after every step."""
-    x_1 = torch.zeros(num_samples, *words.shape[1:], dtype=words.dtype)
-    mean = partial(reverse_mean, denoiser=denoiser)
-    return tqdm(unmask(mean, x_1, num_steps, rng), f"{num_steps} steps", num_steps, disable=None)
+def paths(denoiser, words, num_steps, rng, num_words=12):
+    """[x_1, ..., x_0] of one run of the sampler, from all letters hidden."""
+    x_1 = torch.zeros(num_words, *words.shape[1:], dtype=words.dtype)
+    return [x_1, *unmask(partial(reverse_mean, denoiser=denoiser), x_1, num_steps, rng)]
 
 
-def word_share(x_0, words):
-    """The share of x_0 that are words, and its standard error."""
-    share = (torch.einsum("nlv,wlv->nw", x_0, words) == words.shape[1]).any(dim=1).double().mean()
-    return share.item(), (share * (1 - share) / len(x_0)).item() ** 0.5
+def watch(network, words, num_steps, rng):
+    """{"network", "twin"}: words at the last step not after each of MOMENTS, of the same draws."""
+    same = rng.clone_state()
+    runs = {
+        "network": paths(network, words, num_steps, rng),
+        "twin": paths(partial(denoiser, words=words), words, num_steps, same),
+    }
+    steps = [int((1 - t) * num_steps) for t in MOMENTS]
+    return {name: [spell(path[k]) for k in steps] for name, path in runs.items()}
 
 
-def measure(network, words, num_samples, rng):
-    """{name: a number for each of STEP_COUNTS}: shares of words and KL, exact and learned."""
-    counted = conditionals(words, partial(denoiser, words=words))
-    learned = conditionals(words, network)
+def measure(counted, learned):
+    """{name: a number for each of STEP_COUNTS}: shares of words and KL.  Both: of conditionals."""
     laws = [law(n, counted) for n in STEP_COUNTS]
     learned_laws = [law(n, learned) for n in STEP_COUNTS]
     rise = conditional_entropy(1.0, counted) - conditional_entropy(0.0, counted)
-    shares = []
-    for n in STEP_COUNTS:
-        for x_0 in sample(network, words, n, num_samples, rng):
-            pass
-        shares.append(word_share(x_0, words))
     return {
-        "share": [q.sum().item() for q in laws],
-        "learned share": [share for share, _ in shares],
-        "error": [error for _, error in shares],
-        "KL": [kl(q) for q in laws],
-        "learned KL": [kl(q) for q in learned_laws],
+        "words": [q.sum().item() for q in laws],
+        "words, network": [q.sum().item() for q in learned_laws],
+        "KL(p_0 || q)": [kl(q) for q in laws],
+        "KL, network": [kl(q) for q in learned_laws],
         "sum of steps": [path_kl(n, counted) for n in STEP_COUNTS],
         "about": [rise / (2 * n) for n in STEP_COUNTS],
     }
 
 
-def watch(network, words, num_steps, rng, num_words=12):
-    """Spelled words at the last step not after each of MOMENTS, and the twins' at t = 0."""
-    same = rng.clone_state()
-    hidden = torch.zeros(num_words, *words.shape[1:], dtype=words.dtype)
-    states = [hidden, *sample(network, words, num_steps, num_words, rng)]
-    for twins in sample(partial(denoiser, words=words), words, num_steps, num_words, same):
-        pass
-    return [spell(states[int((1 - t) * num_steps)]) for t in MOMENTS], spell(twins)
+def report(found):
+    """Rows for table.  found: of measure."""
+    rows = [["steps", *found]]
+    for k, n in enumerate(STEP_COUNTS):
+        rows.append([f"{n}", *(f"{numbers[k]:.4f}" for numbers in found.values())])
+    return rows
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -309,17 +319,18 @@ def draw_loss(losses, least):
 
 
 def draw_unmasking(runs):
-    """The network's words at each of MOMENTS, and the twins.  runs: {num_steps: of watch}."""
+    """The network's words at each of MOMENTS, and the twins.  runs: [(num_steps, of watch)]."""
     fig, axes = plt.subplots(1, len(runs), figsize=(5.5 * len(runs), 4.6), layout="constrained")
-    for ax, (num_steps, (moments, twins)) in zip(axes, runs.items()):
-        for column, spelled in enumerate([*moments, twins]):
-            for row, word in enumerate(spelled):
+    for ax, (num_steps, spelled) in zip(axes, runs):
+        twins = spelled["twin"][-1]
+        for column, texts in enumerate([*spelled["network"], twins]):
+            for row, word in enumerate(texts):
                 wrong = HIDDEN not in word and word not in WORDS
-                color = "0.6" if wrong else "k" if spelled is twins else BLUE
+                color = "0.6" if wrong else "k" if texts is twins else BLUE
                 text = ax.text(column, row, word, ha="center", va="center", color=color)
                 text.set(family="monospace", fontsize=12, style="italic" if wrong else "normal")
-        ax.set_xticks(range(len(moments) + 1), [*(f"{t:g}" for t in MOMENTS), "twin"])
-        ax.set(xlim=(-0.5, len(moments) + 0.5), ylim=(len(twins) - 0.5, -0.5), yticks=[])
+        ax.set_xticks(range(len(MOMENTS) + 1), [*(f"{t:g}" for t in MOMENTS), "twin"])
+        ax.set(xlim=(-0.5, len(MOMENTS) + 0.5), ylim=(len(twins) - 0.5, -0.5), yticks=[])
         ax.set(xlabel="$t$", title=f"steps: {num_steps}")
     fig.suptitle("Letters appear; blue: network; black: twin; grey italics: not in the list")
     return fig
@@ -329,17 +340,15 @@ def draw_errors(found):
     """KL and the share of words against the number of steps.  found: of measure."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     left.loglog(STEP_COUNTS, found["sum of steps"], color="0.6", label="sum of the steps' KL")
-    left.loglog(STEP_COUNTS, found["about"], "k:", label="$(J(1) - J(0)) / 2N$")
-    left.loglog(STEP_COUNTS, found["KL"], "k", label=r"KL$(p_0 \| q)$, counted")
-    left.loglog(STEP_COUNTS, found["learned KL"], "o", color=BLUE, label="the same, network")
+    left.loglog(STEP_COUNTS, found["about"], "k:", label="$(S(1) - S(0)) / 2N$")
+    left.loglog(STEP_COUNTS, found["KL(p_0 || q)"], "k", label=r"KL$(p_0 \| q)$, counted")
+    left.loglog(STEP_COUNTS, found["KL, network"], "o", color=BLUE, label="the same, network")
     left.set(xlabel="number of steps $N$", ylabel="nats", title="What a run loses")
     left.legend()
 
-    right.semilogx(STEP_COUNTS, found["share"], "k", label="counted")
-    bars = 2 * torch.tensor(found["error"])
-    style = {"fmt": "o", "color": BLUE, "capsize": 3, "label": "network, two standard errors"}
-    right.errorbar(STEP_COUNTS, found["learned share"], bars, **style)
-    right.set(xlabel="number of steps $N$", ylim=(0, 1.05), title="Share of words in samples")
+    right.semilogx(STEP_COUNTS, found["words"], "k", label="counted")
+    right.semilogx(STEP_COUNTS, found["words, network"], "o", color=BLUE, label="network")
+    right.set(xlabel="number of steps $N$", ylim=(0, 1.05), title="Probability of a word")
     right.legend(loc="lower right")
     return fig
 
@@ -392,8 +401,8 @@ def table(rows):
 def main(argv=None):
     args = options(
         argv,
+        *faults(WORDS),
         num_steps=(4, 1, 1000, "steps of the words in unmasking.jpg, left"),
-        num_samples=(2000, 2, 100_000, "samples of the network for each share"),
         train_steps=(3000, 1, 10**6, "steps of the optimizer"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
@@ -403,16 +412,9 @@ def main(argv=None):
     entropy = math.log(len(words))
 
     network, losses = train(words, train_steps=args.train_steps, rng=rng)
-    loss = expected_loss(conditionals(words, network))
-    found = measure(network, words, args.num_samples, rng)
-    runs = {n: watch(network, words, n, rng) for n in (args.num_steps, 64)}
-
-    print(f"H(p_0) = {entropy:.4f} nats; the network's expected loss: {loss:.4f}")
-    rows = [["steps", "words", "network", "KL(p_0 || q)", "network", "sum of steps", "about"]]
-    for n, share, learned, error, *nats in zip(STEP_COUNTS, *found.values()):
-        shares = [f"{share:.4f}", f"{learned:.3f} +- {error:.3f}"]
-        rows.append([f"{n}", *shares, *(f"{x:.4f}" for x in nats)])
-    table(rows)
+    learned = conditionals(words, network)
+    found = measure(conditionals(words, partial(denoiser, words=words)), learned)
+    runs = [(n, watch(network, words, n, rng)) for n in (args.num_steps, 64)]
 
     for name, figure in {
         "train_loss": draw_loss(losses, entropy),
@@ -420,6 +422,8 @@ def main(argv=None):
         "kl-vs-steps": draw_errors(found),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    print(f"H(p_0) = {entropy:.4f} nats; the network's expected loss: {expected_loss(learned):.4f}")
+    table(report(found))
     print(f"figures: {args.figures_dir}")
 
 

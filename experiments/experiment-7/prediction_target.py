@@ -4,23 +4,23 @@ The claim
     A sampler needs E[x_0 | x_t]. A network f learns it by least squares from any of the targets
         (x_0 - skip x_t) / factor,    and then    E[x_0 | x_t] = skip x_t + factor f,
     skip and factor being functions of t. All have one optimum. But no network is at it, and what
-    counts is the error of its output times the factor. In 2 dimensions the factor decides near the
-    data: it is sigma_t for noise and 1 for x_0, and noise is better. In 64 the output decides: x_0
-    lies on a plane, noise fills all 64, and a network that has to return it all errs far more.
+    counts is the error of its output times the factor. Which target is best depends on t, and on
+    the dimension of the space that the data lies in: here the plane, and 64 dimensions.
 
 The truth beside it
-    The denoiser of the roll is known, in 2 dimensions and on a plane in 64. The error is a
+    The denoiser of the data is known, in 2 dimensions and on a plane in 64. The error is a
     network's excess, its squared distance to that exact denoiser, over the Bayes error, the least
     squared error of any guess of x_0. A sample's twin has the same start and the exact denoiser.
 
 What to look for in figures/
-    error-vs-t.jpg   2 dimensions beside 64: the verdict turns round
-    samples.jpg      DDIM with each network, in 2 dimensions: lines lead to the twins
+    error-vs-t.jpg   2 dimensions beside 64: which target is ahead, and where?
+    samples.jpg      DDIM with each network in 64 dimensions, from above and from the side: how far
+                     off the plane of the data does it end?
 
 Try this
-    python prediction_target.py --dimension 4     where between 2 and 64 does the verdict turn?
-    python prediction_target.py --width 256       in 64 x_0 stays far ahead of noise (three minutes)
-    python prediction_target.py --num-steps 100   the twins leave the curve too: too few steps
+    python prediction_target.py --dimension 4     where between 2 and 64 does the order turn?
+    python prediction_target.py --width 256       is the network in 64 only too narrow?
+    python prediction_target.py --num-steps 100   fewer steps: do samples leave their twins?
 """
 
 import math
@@ -36,11 +36,12 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+from torch.autograd.functional import jvp
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
+# Another curve: other START, END and curve. All that follows is computed from them.
 START, END = math.pi / 2, 4 * math.pi  # the angles at which the roll starts and ends
-DT = 1 / 1000  # between x_{t-dt} and x_t, and the smallest t
 
 
 def curve(theta):
@@ -49,8 +50,20 @@ def curve(theta):
     return direction * theta[:, None] / (4 * math.pi)
 
 
+THETA = torch.linspace(START, END, 1000)
+SPEED = jvp(curve, THETA, torch.ones_like(THETA))[1].norm(dim=-1).max().item()  # |dx / dtheta|
+SPREAD = curve(THETA).std(dim=0).norm().item()  # root mean square distance from the mean
+
+
+def faults():
+    """What this script cannot do with the curve, a line each."""
+    points = curve(THETA)
+    right = points.shape == (len(THETA), 2) and points.isfinite().all() and START < END and SPEED
+    return [] if right else ["curve(theta) must be a curve in the plane, from START up to END"]
+
+
 def swiss_roll(n, rng):
-    """n draws of x_0: theta uniform on [pi/2, 4 pi], no noise.  rng: a torch Generator.  (n, 2)"""
+    """n draws of x_0: theta uniform on [START, END], no noise.  rng: a torch Generator.  (n, 2)"""
     return curve(START + (END - START) * torch.rand(n, generator=rng))
 
 
@@ -59,8 +72,11 @@ def add_noise(x_0, t, sigma_q, rng):
     return x_0 + sigma_q * t**0.5 * torch.randn(x_0.shape, generator=rng)
 
 
+DT = 1 / 1000  # between x_{t-dt} and x_t, and the smallest t
+
+
 def chain(n, t, basis, sigma_q, rng):
-    """n draws of x_0, x_{t-dt} and x_t: a roll on a plane, and noise in all d dimensions.
+    """n draws of x_0, x_{t-dt} and x_t: the curve on a plane, and noise in all d dimensions.
 
     t: a float or (n, 1), DT <= t <= 1;  basis: (d, 2), orthonormal, P on the page.  (n, d) each.
     """
@@ -82,7 +98,7 @@ def reverse_mean(x_t, t, dt, *, denoiser):
 
 
 # A network f that learns (x_0 - skip x_t) / factor gives E[x_0 | x_t] = skip x_t + factor f. Here
-# are skip and factor; s is sigma_t, and s_0 the standard deviation of x_0 per coordinate.
+# are skip and factor; s is sigma_t, and s_0 the root mean square of x_0, per coordinate.
 # The last three: Ho et al. (2020); Salimans and Ho (2022), v = (noise - s x_0) / sqrt(1 + s^2);
 # Karras et al. (2022).
 TARGETS = {
@@ -111,10 +127,10 @@ def ddim(reverse_mean, x_1, num_steps):
 
 
 # ------------------------------------------- Learning -------------------------------------------
-SIGMA_DATA = 0.43  # the standard deviation of the roll, per coordinate of its plane
+SIGMA_DATA = curve(THETA).square().mean().item() ** 0.5  # E|x_0|^2 = 2 SIGMA_DATA^2
 
 
-class Predictor(nn.Module):
+class Denoiser(nn.Module):
     """E[x_0 | x_t] from a ReLU network that learns one of TARGETS, in d dimensions."""
 
     def __init__(self, target, sigma_q, d, width):
@@ -167,10 +183,10 @@ def loss(denoiser, x_0, x_previous, x_t, t):
 
 
 def train(target, *, basis, sigma_q, width, train_steps, rng, batch_size=512, learning_rate=0.01):
-    """Least squares on a target, with t log-uniform.  Returns the trained Predictor."""
+    """Least squares on a target, with t log-uniform.  Returns the trained Denoiser."""
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
-    denoiser = Predictor(target, sigma_q, len(basis), width)
+    denoiser = Denoiser(target, sigma_q, len(basis), width)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
     for _ in tqdm(range(train_steps), f"{target}, d = {len(basis)}", disable=None):
@@ -184,7 +200,7 @@ def train(target, *, basis, sigma_q, width, train_steps, rng, batch_size=512, le
 
 
 def train_all(targets, rng, **settings):
-    """{target: Predictor}, with the same first weights and the same draws for all."""
+    """{target: Denoiser}, with the same first weights and the same draws for all."""
     *others, last = targets
     denoisers = {target: train(target, rng=rng.clone_state(), **settings) for target in others}
     return {**denoisers, last: train(last, rng=rng, **settings)}
@@ -196,18 +212,19 @@ def train_all(targets, rng, **settings):
 def exact_denoiser(x_t, t, *, sigma_q):
     """E[x_0 | x_t]: the average of the curve, weighted by p(theta | x_t), Bayes' rule.
 
-    The posterior of experiment 2, its points at most about sigma_t / 4 apart: the midpoint rule.
-    In single precision good to sigma_t / 100 for sigma_t >= 0.002.
+    The posterior of experiment 2, its points evenly in theta, and nowhere farther apart than a
+    quarter of sigma_t and of SPREAD: the midpoint rule, good to sigma_t / 100 where it was tried.
     x_t: (n, 2);  t: a float.  Returns (n, 2).
     """
     sigma_t = sigma_q * t**0.5
-    num_points = math.ceil(4 * (END - START) / sigma_t) + 20
+    num_points = math.ceil(4 * SPEED * (END - START) * (1 / sigma_t + 1 / SPREAD))
     theta = START + (END - START) * (torch.arange(num_points) + 0.5) / num_points
     points = curve(theta)
     means = []
-    for rows in x_t.split(500):  # (500, num_points) fits in memory
-        posterior = (-((torch.cdist(rows, points) / sigma_t) ** 2) / 2).softmax(dim=1)
-        means.append(posterior @ points)
+    for rows in x_t.split(math.ceil(10**6 / num_points)):  # (rows, num_points) fits in memory
+        # The default, |x|^2 - 2 x.c + |c|^2, is too coarse for small sigma_t far from 0.
+        distance = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
+        means.append((-((distance / sigma_t) ** 2) / 2).softmax(dim=1) @ points)
     return torch.cat(means)
 
 
@@ -217,7 +234,7 @@ def exact_on_plane(x_t, t, *, basis, sigma_q):
 
 
 # ------------------------------------------ Measuring -------------------------------------------
-TIMES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+TIMES = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
 
 
 def measure(denoisers, basis, sigma_q, rng, n=10_000):
@@ -237,18 +254,15 @@ def measure(denoisers, basis, sigma_q, rng, n=10_000):
 
 
 def sample(denoiser, x_1, num_steps):
-    """DDIM from x_1, (n, 2).  Returns x_0, (n, 2)."""
+    """DDIM from x_1, (n, d).  Returns x_0, (n, d)."""
     for x_t in ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps):
         pass
     return x_t
 
 
-FAR = 0.1  # the turns of the roll are at least 0.48 apart
-
-
-def to_twin(x_0, twins):
-    """Distances of samples to their twins, (n, 2) each.  Returns (n,)."""
-    return (x_0 - twins).norm(dim=1)
+def off_plane(x, basis):
+    """Distance from the plane.  x: (n, d);  basis: (d, 2).  Returns (n,)."""
+    return (x - x @ basis @ basis.T).norm(dim=1)
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -263,43 +277,41 @@ STYLES = {  # of TARGETS: the symbol, color and marker
 }
 
 
-def draw_errors(in_flat, in_high, d):
-    """A panel for 2 dimensions and one for d.  in_flat, in_high: of measure."""
+def draw_errors(shares):
+    """A panel for each number of dimensions.  shares: {d: of measure}."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained", sharey=True)
-    for ax, shares in zip(axes, (in_flat, in_high)):
-        for target, errors in shares.items():
+    for ax, (d, errors) in zip(axes, shares.items()):
+        for target, values in errors.items():
             symbol, color, marker = STYLES[target]
-            percent = 100 * torch.tensor(errors)
+            percent = 100 * torch.tensor(values)
             ax.loglog(TIMES, percent, color=color, marker=marker, ms=5, label=symbol)
-        ax.set(xlabel="$t$", xlim=(1.2, 0.0008))
+        ax.set(xlabel="$t$", xlim=(1.2, 0.0008), title=f"the data in {d} dimensions")
         ax.grid(alpha=0.3)
-    axes[0].set_title("the roll in 2 dimensions")
-    axes[1].set_title(f"the roll in {d} dimensions")
     axes[0].set_ylabel("excess, % of the Bayes error")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
 
-def draw_samples(samples, twins):
-    """The twins, and each network's samples with lines to the twins that are FAR.  (n, 2) each."""
-    fig, axes = plt.subplots(2, 3, figsize=(10, 7), layout="constrained")
-    *axes, last = axes.flat
-    axes[0].plot(*twins.T, "o", color="0.4", ms=2, mew=0)
-    axes[0].plot([], [], color="0.7", label=f"to its twin, if over {FAR} away")
-    axes[0].set_title("twins: exact denoiser")
-    for ax, (target, x_0) in zip(axes[1:], samples.items()):
+def draw_samples(samples, basis):
+    """Each network's samples from above, in the plane, and from the side.
+
+    samples: {target: (n, d)};  basis: (d, 2).
+    """
+    size = {"figsize": (12, 6), "layout": "constrained", "sharex": True, "sharey": "row"}
+    fig, axes = plt.subplots(2, len(samples), **size)
+    for (above, side), (target, x_0) in zip(axes.T, samples.items()):
         symbol, color, _ = STYLES[target]
-        far = to_twin(x_0, twins) > FAR
-        lines = torch.stack([x_0, twins])[:, far]  # (2, how many, 2)
-        ax.plot(lines[..., 0], lines[..., 1], color="0.7", lw=0.5)
-        ax.plot(*x_0.T, "o", color=color, ms=2, mew=0)
-        ax.set_title(f"target: {symbol}")
-    for ax in axes:
-        ax.plot(*curve(torch.linspace(START, END, 300)).T, "k", lw=0.5, label="data", zorder=0)
-        ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", xlabel="$x$", ylabel="$y$")
-        ax.label_outer()
-    last.axis("off")
-    last.legend(*axes[0].get_legend_handles_labels(), loc="center", title="DDIM, 2 dimensions")
+        place = x_0 @ basis
+        above.plot(*place.T, ".", color=color, ms=2)
+        above.plot(*curve(THETA).T, "k", lw=0.8, label="data")
+        above.set(title=f"target: {symbol}", aspect="equal")
+        side.plot(place[:, 0], off_plane(x_0, basis), ".", color=color, ms=2)
+        side.axhline(0, color="k", lw=0.8)
+        side.set(xlabel="$z_1$")
+    axes[0, 0].set_ylabel("$z_2$")
+    axes[1, 0].set_ylabel("distance from the plane")
+    axes[0, 0].legend()
+    fig.suptitle(f"DDIM in {len(basis)} dimensions: above, the plane of the data; below, off it")
     return fig
 
 
@@ -348,26 +360,29 @@ def table(rows):
         print(first.ljust(widths[0]), *cells, sep="  ")
 
 
-def error_rows(in_flat, in_high, d):
-    """A row for each network.  in_flat, in_high: of measure, in 2 and in d dimensions."""
+def report(shares, samples, twins, bases):
+    """Rows for table: a network's excess at TIMES, and its samples' median distances.
+
+    shares: {d: of measure};  samples: {d: {target: (n, d)}};  twins, bases: {d: ...}.
+    """
     rows = [["excess, % of the Bayes error; t =", *(f"{t:g}" for t in TIMES)]]
-    for dimensions, shares in ((2, in_flat), (d, in_high)):
-        for target, errors in shares.items():
-            cells = [f"{100 * error:.2f}" for error in errors]
-            rows.append([f"{dimensions} dimensions: {target}", *cells])
+    rows[0] += ["| from twin", "from plane"]
+    for d, errors in shares.items():
+        for target, values in errors.items():
+            cells = [f"{100 * value:.2f}" for value in values]
+            if target in samples[d]:
+                x_0 = samples[d][target]
+                distances = (x_0 - twins[d]).norm(dim=1), off_plane(x_0, bases[d])
+                cells += [f"{distance.median():.3f}" for distance in distances]
+            rows.append([f"{d} dimensions: {target}", *cells])
     return rows
-
-
-def distance_rows(samples, twins):
-    """Median distances of samples to their twins.  samples: {target: (n, 2)}."""
-    medians = [f"{to_twin(x_0, twins).median():.3f}" for x_0 in samples.values()]
-    return [["DDIM, 2 dimensions", *samples], ["median distance to the twin", *medians]]
 
 
 def main(argv=None):
     args = options(
         argv,
-        dimension=(64, 2, 256, "of the space that the plane of the roll lies in"),
+        *faults(),
+        dimension=(64, 3, 256, "of the space that the plane of the roll lies in"),
         width=(64, 1, 256, "units in each hidden layer"),
         num_steps=(1000, 1, 1000, "steps of the sampler, 1 / dt"),
         num_samples=(1000, 1, 10**6, "samples of each network"),
@@ -379,24 +394,24 @@ def main(argv=None):
     rng = torch.Generator().manual_seed(args.seed)
     settings = {"sigma_q": args.sigma_q, "width": args.width, "train_steps": args.train_steps}
 
-    flat = torch.eye(2)
-    denoisers = train_all(TARGETS, rng, basis=flat, **settings)
-    in_flat = measure(denoisers, flat, args.sigma_q, rng)
-
-    x_1 = args.sigma_q * torch.randn(args.num_samples, 2, generator=rng)
-    twins = sample(partial(exact_denoiser, sigma_q=args.sigma_q), x_1, args.num_steps)
-    targets = [*TARGETS][1:]  # all but x_{t-dt}, which is far worse than the others
-    samples = {target: sample(denoisers[target], x_1, args.num_steps) for target in targets}
-
     high = torch.linalg.qr(torch.randn(args.dimension, 2, generator=rng)).Q
-    denoisers = train_all(targets, rng, basis=high, **settings)
-    in_high = measure(denoisers, high, args.sigma_q, rng)
+    bases = {2: torch.eye(2), args.dimension: high}
+    sampled = [*TARGETS][1:]  # all but x_{t-dt}, which is far worse than the others
+    shares, samples, twins = {}, {}, {}
+    for d, basis in bases.items():
+        denoisers = train_all(TARGETS if d == 2 else sampled, rng, basis=basis, **settings)
+        shares[d] = measure(denoisers, basis, args.sigma_q, rng)
+        x_1 = args.sigma_q * torch.randn(args.num_samples, d, generator=rng)
+        exact = partial(exact_on_plane, basis=basis, sigma_q=args.sigma_q)
+        twins[d] = sample(exact, x_1, args.num_steps)
+        samples[d] = {target: sample(denoisers[target], x_1, args.num_steps) for target in sampled}
 
-    table(error_rows(in_flat, in_high, args.dimension))
-    table(distance_rows(samples, twins))
-    errors = draw_errors(in_flat, in_high, args.dimension)
-    errors.savefig(args.figures_dir / "error-vs-t.jpg", dpi=120)
-    draw_samples(samples, twins).savefig(args.figures_dir / "samples.jpg", dpi=120)
+    for name, figure in {
+        "error-vs-t": draw_errors(shares),
+        "samples": draw_samples(samples[args.dimension], high),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    table(report(shares, samples, twins, bases))
     print(f"figures: {args.figures_dir}")
 
 

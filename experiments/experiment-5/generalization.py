@@ -3,29 +3,27 @@
 The claim
     Of all functions, the training loss on N points a_i is least for the denoiser of these points,
         D_N(x_t, t) = sum_i p(x_0 = a_i | x_t) a_i,
-    and with it DDIM, if its last step is small, returns training points, nothing else. So a
-    perfectly trained network only copies. Section 3.7 of the tutorial says that real ones often do
-    better by failing to be this minimiser; its figure 6 shows trajectories for N = 10, 20, 40.
+    the minimiser. DDIM with it, if its last step is small, returns training points. Section 3.7 of
+    the tutorial says that real networks often do better by failing to be this minimiser; its figure
+    6 shows trajectories for N = 10, 20, 40.
 
 The truth beside it
-    Both ends are known: D_N is `empirical_denoiser`, and the denoiser D of the whole roll is
-    `exact_denoiser`. The error of a denoiser f is its excess on fresh data, E|f - D|^2 over
-    E|x_0 - D|^2, the least error there is. Network and minimiser sample from the same starts; we
-    count the copies, the samples that lie on a training point.
+    Both ends are known: D_N is `empirical_denoiser`, and the denoiser D of the whole curve is
+    `exact_denoiser`. The error of a denoiser f is its excess on fresh data, E|f - D|^2, in percent
+    of the Bayes error, E|x_0 - D|^2, the least there is. Network and minimiser sample from the same
+    starts; we count the copies, the samples that lie on a training point.
 
 What to look for in figures/
-    trajectories.jpg      10 points are copied; of 40, the network fills gaps between them
-    distances.jpg         how far from 40 training points the network's samples end
-    which-denoiser.jpg    why: near the data the minimiser is a staircase, the network a ramp
-    error-vs-n.jpg        up to 160 points the network is better than the function that it is
-                          trained to be; with 640 its own error is what is left
+    trajectories.jpg      from the same starts, who ends on training points (grey), who between?
+    distances.jpg         how far from 40 training points do the network's samples end?
+    which-denoiser.jpg    where each denoiser puts a point of the curve: what shape has the
+                          minimiser, what shape the network?
+    error-vs-n.jpg        for which N is the network better than the function it is trained to be?
 
 Try this
-    python generalization.py --train-steps 200    stopped early: fewer copies of 10 points, and a
-                                                  smaller error on them
-    python generalization.py --last-t 0.01        a coarse last step averages over neighbours: even
-                                                  the minimiser copies less
-    python generalization.py --num-steps 10       few steps, but a small last one: it copies
+    python generalization.py --train-steps 200    stopped early: better or worse? For every N?
+    python generalization.py --last-t 0.01        a coarse last step: does the minimiser copy?
+    python generalization.py --num-steps 10       few steps, but a small last one: does it copy?
 """
 
 import math
@@ -41,9 +39,11 @@ os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+from torch.autograd.functional import jvp
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
+# Another curve: other START, END and curve. All that follows is computed from them.
 START, END = math.pi / 2, 4 * math.pi  # the angles at which the roll starts and ends
 
 
@@ -53,8 +53,20 @@ def curve(theta):
     return direction * theta[:, None] / (4 * math.pi)
 
 
+THETA = torch.linspace(START, END, 1000)
+SPEED = jvp(curve, THETA, torch.ones_like(THETA))[1].norm(dim=-1).max().item()  # |dx / dtheta|
+SPREAD = curve(THETA).std(dim=0).norm().item()  # root mean square distance from the mean
+
+
+def faults():
+    """What this script cannot do with the curve, a line each."""
+    points = curve(THETA)
+    right = points.shape == (len(THETA), 2) and points.isfinite().all() and START < END and SPEED
+    return [] if right else ["curve(theta) must be a curve in the plane, from START up to END"]
+
+
 def swiss_roll(n, rng):
-    """n draws of x_0: theta uniform on [pi/2, 4 pi], no noise.  rng: a torch Generator.  (n, 2)"""
+    """n draws of x_0: theta uniform on [START, END], no noise.  rng: a torch Generator.  (n, 2)"""
     return curve(START + (END - START) * torch.rand(n, generator=rng))
 
 
@@ -80,29 +92,30 @@ def reverse_mean(x_t, t, dt, *, denoiser):
 
 
 def ddim(reverse_mean, x_1, times):
-    """Algorithm 2 (DDIM) with steps from t to r < t: x_r = x_t + lam (E[x_r | x_t] - x_t).
+    """Algorithm 2 (DDIM) with steps of any size: x_{t-dt} = x_t + lam (E[x_{t-dt} | x_t] - x_t).
 
-    lam = sigma_t / (sigma_r + sigma_t); as sigma_t = sigma_q sqrt(t), sigma_q cancels in it.
-    x_1: draws of the base;  times: from 1 down to 0.  Yields x_r after every step, the last is x_0.
+    lam = sigma_t / (sigma_{t-dt} + sigma_t); as sigma_t = sigma_q sqrt(t), sigma_q cancels in it.
+    x_1: draws of the base;  times: from 1 down to 0.  Yields x_{t-dt} after every step.
     """
     x_t = x_1
-    for t, r in zip(times, times[1:]):
-        lam = t**0.5 / (r**0.5 + t**0.5)
-        x_t = x_t + lam * (reverse_mean(x_t, t, t - r) - x_t)
+    for k, t in enumerate(times[:-1]):
+        dt = t - times[k + 1]
+        lam = t**0.5 / ((t - dt) ** 0.5 + t**0.5)
+        x_t = x_t + lam * (reverse_mean(x_t, t, dt) - x_t)
         yield x_t
 
 
 # ------------------------------------------- Learning -------------------------------------------
 MIN_T = 1e-7  # the smallest t that is learned: sigma_t is then sigma_q / 3000
-SIGMA_DATA = curve(torch.linspace(START, END, 1000)).square().mean().item() ** 0.5  # per coordinate
+SIGMA_DATA = curve(THETA).square().mean().item() ** 0.5  # E|x_0|^2 = 2 SIGMA_DATA^2
 
 
 class Denoiser(nn.Module):
     """A ReLU network that learns E[x_0 | x_t].
 
-    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, table 1): c_skip x_t is nearly the
-    best linear guess of x_0, and c_out the size of its error. The network learns what that guess
-    misses, in units of c_out. So its task has about the same size at every t.
+    Preconditioned as in Karras et al. (2022, arXiv 2206.00364, table 1): of all multiples of x_t,
+    c_skip x_t is the best guess of x_0, whatever the data, and c_out the size of its error, per
+    coordinate. The network learns what that guess misses, in units of c_out.
     """
 
     def __init__(self, sigma_q):
@@ -166,7 +179,7 @@ def posterior_mean(x_t, points, sigma_t):
     x_t: (n, 2);  points: (k, 2).  Returns (n, 2).
     """
     means = []
-    for rows in x_t.split(500):  # (500, k) fits in memory
+    for rows in x_t.split(math.ceil(10**6 / len(points))):  # (rows, k) fits in memory
         # The default, |x|^2 - 2 x.a + |a|^2, is too coarse for the smallest sigma_t.
         distance = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
         means.append((-((distance / sigma_t) ** 2) / 2).softmax(dim=1) @ points)
@@ -183,12 +196,13 @@ def empirical_denoiser(x_t, t, *, points, sigma_q):
 
 
 def exact_denoiser(x_t, t, *, sigma_q):
-    """D: E[x_0 | x_t] for the whole roll, as many points, at most about sigma_t / 4 apart.
+    """D: E[x_0 | x_t] for the whole curve, as many points.
 
-    Good to sigma_t / 100.  x_t: (n, 2);  t: a float.  Returns (n, 2).
+    They lie evenly in theta, nowhere farther apart than a quarter of sigma_t and of SPREAD: good to
+    sigma_t / 100 where it was tried.  x_t: (n, 2);  t: a float.  Returns (n, 2).
     """
     sigma_t = sigma_q * t**0.5
-    num_points = math.ceil(4 * (END - START) / sigma_t) + 20
+    num_points = math.ceil(4 * SPEED * (END - START) * (1 / sigma_t + 1 / SPREAD))
     theta = START + (END - START) * (torch.arange(num_points) + 0.5) / num_points
     return posterior_mean(x_t, curve(theta), sigma_t)
 
@@ -196,12 +210,12 @@ def exact_denoiser(x_t, t, *, sigma_q):
 # ------------------------------------------ Measuring -------------------------------------------
 NUM_POINTS = [10, 20, 40, 160, 640]  # N
 TIMES = [2000 ** -((k + 0.5) / 7) for k in reversed(range(7))]  # as in experiment 3
-LENGTH = curve(torch.linspace(START, END, 2000)).diff(dim=0).norm(dim=1).sum().item()  # of the roll
+LENGTH = jvp(curve, THETA, torch.ones_like(THETA))[1].norm(dim=-1).mean().item() * (END - START)
 NEAR = 0.1  # of the spacing, LENGTH / N: a sample so near to a training point is a copy
 
 
 def held_out(exact, sigma_q, rng, n=4000):
-    """Noisy draws of the whole roll at each of TIMES: a list of (t, x_t, D(x_t, t), Bayes error).
+    """Noisy draws of the whole curve at each of TIMES: a list of (t, x_t, D(x_t, t), Bayes error).
 
     x_t and D(x_t, t) are (n, 2). The Bayes error, E|x_0 - D|^2, is the least that can be had.
     """
@@ -223,7 +237,7 @@ def excess(denoiser, draws):
     return sum(ratios) / len(ratios)
 
 
-def sample(denoiser, x_1, num_steps, last_t):
+def paths(denoiser, x_1, num_steps, last_t):
     """DDIM from x_1, (n, 2), at times 1, ..., last_t, evenly in log t, and 0.  (steps + 1, n, 2)"""
     times = [last_t ** (k / max(1, num_steps - 1)) for k in range(num_steps)] + [0.0]
     steps = ddim(partial(reverse_mean, denoiser=denoiser), x_1, times)
@@ -236,10 +250,10 @@ def nearest(x_0, points):
     return distance * len(points) / LENGTH
 
 
-def measure(paths, roll, fresh):
-    """nearest for the ends of the paths, {(name, N): of sample}, and for fresh draws, (n, 2)."""
-    distances = {(name, n): nearest(path[-1], roll[:n]) for (name, n), path in paths.items()}
-    return {**distances, **{("fresh draws", n): nearest(fresh, roll[:n]) for n in NUM_POINTS}}
+def measure(runs, data, fresh):
+    """nearest for the ends of runs, {(name, N): of paths}, and for fresh draws, (n, 2)."""
+    distances = {(name, n): nearest(run[-1], data[:n]) for (name, n), run in runs.items()}
+    return {**distances, **{("fresh draws", n): nearest(fresh, data[:n]) for n in NUM_POINTS}}
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -248,28 +262,30 @@ BLUE, PINK = "#0072B2", "#CC79A7"
 COLORS = {"network": BLUE, "minimiser": PINK}
 
 
-def draw_trajectories(paths, roll):
+def draw_trajectories(runs, data):
     """Network over minimiser, from the same starts.
 
-    paths: {(name, N): of sample};  roll: (n, 2), of which the first N are trained on.
+    runs: {(name, N): of paths};  data: (n, 2), of which the first N are trained on.
     """
     fig, axes = plt.subplots(2, 3, figsize=(11, 8), layout="constrained", sharex=True, sharey=True)
-    line = curve(torch.linspace(START, END, 300))
+    line = curve(THETA)
     for row, name in zip(axes, COLORS):
         for ax, n in zip(row, NUM_POINTS):
-            copy = nearest(paths[name, n][-1], roll[:n]) < NEAR
-            path, share = paths[name, n][:, :60], copy.double().mean()
+            copy = nearest(runs[name, n][-1], data[:n]) < NEAR
+            run, share = runs[name, n][:, :60], copy.double().mean()
             for which, color, label in [(copy, "0.7", "copies"), (~copy, BLUE, "other samples")]:
-                drawn = path[:, which[:60]]
+                drawn = run[:, which[:60]]
                 ax.plot(drawn[..., 0], drawn[..., 1], color=color, lw=0.8)
                 ax.plot(*drawn[-1].T, ".", color=color, ms=8, label=label)
-            ax.plot(*line.T, color="0.85", lw=3, zorder=0, label="the roll")
-            ax.plot(*roll[:n].T, "o", color="k", mfc="none", ms=7, label="training points")
-            ax.set(title=f"{name}, $N$ = {n}: {share:.0%} copies", aspect="equal")
-    axes[0, 0].set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), ylabel="$y$")
-    axes[1, 0].set_ylabel("$y$")
-    for ax in axes[1]:
-        ax.set_xlabel("$x$")
+            ax.plot(*line.T, color="0.85", lw=3, zorder=0, label="the curve")
+            ax.plot(*data[:n].T, "o", color="k", mfc="none", ms=7, label="training points")
+            ax.set(title=f"{name}, $N$ = {n}: {share:.0%} copies", xlabel="$x$", ylabel="$y$")
+            ax.label_outer()
+    low, high = line.aminmax(dim=0)
+    middle, half = (low + high) / 2, 0.9 * (high - low).max()
+    (left, bottom), (right, top) = (middle - half).tolist(), (middle + half).tolist()
+    for ax in axes.flat:
+        ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
@@ -291,26 +307,26 @@ def draw_distances(distances, n):
     return fig
 
 
-def draw_denoisers(denoisers, exact, roll, t):
-    """Where on the roll a denoiser puts a point of the roll: theta out against theta in.
+def draw_denoisers(denoisers, exact, data, t):
+    """Where on the curve a denoiser puts a point of the curve: theta out against theta in.
 
-    denoisers: {(name, N): denoiser};  exact: of the whole roll;  roll: as above.
+    denoisers: {(name, N): denoiser};  exact: of the whole curve;  data: as above.
     """
     fig, axes = plt.subplots(1, 3, figsize=(12, 4.9), layout="constrained", sharey=True)
     theta = torch.linspace(START, END, 2000)
     x_t = curve(theta)
 
-    def angle(x_0):  # of the nearest point of the roll
+    def angle(x_0):  # of the nearest point of the curve
         return theta[torch.cdist(x_0, x_t).argmin(dim=1)]
 
     best = angle(exact(x_t, t))
     for ax, n in zip(axes, NUM_POINTS):
-        ax.plot(theta, best, color="k", lw=0.8, label="$D$, of the roll")
+        ax.plot(theta, best, color="k", lw=0.8, label="$D$, of the curve")
         for name in ("minimiser", "network"):
             out = angle(denoisers[name, n](x_t, t))
             ax.plot(theta, out, ".", ms=3, mew=0, color=COLORS[name])
             ax.plot([], [], color=COLORS[name], lw=2, label=name)
-        points = angle(roll[:n])
+        points = angle(data[:n])
         ax.plot(points, points, "o", color="k", mfc="none", ms=7, label="training points")
         ax.set(xlabel=r"$\theta$ of $x_t$", title=f"$N$ = {n}, $t$ = {t:.2g}")
     axes[0].set_ylabel(r"$\theta$ of the denoiser's output")
@@ -322,10 +338,10 @@ def draw_errors(errors):
     """Excess against N.  errors: {(name, N): a number}."""
     fig, ax = plt.subplots(figsize=(5.4, 4.2), layout="constrained")
     for name, color in COLORS.items():
-        values = [errors[name, n] for n in NUM_POINTS]
+        values = [100 * errors[name, n] for n in NUM_POINTS]
         ax.plot(NUM_POINTS, values, "o-", color=color, label=name)
     ax.set(xscale="log", xlabel="$N$, number of training points", title="Error on fresh data")
-    ax.set(yscale="log", ylabel="excess, $E|f - D|^2 / E|x_0 - D|^2$")
+    ax.set(yscale="log", ylabel="excess, % of the Bayes error")
     ax.set_xticks(NUM_POINTS, NUM_POINTS)
     ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
@@ -384,13 +400,14 @@ def report(distances, errors):
     for n in NUM_POINTS:
         near = [distances[name, n] < NEAR for name in ("network", "minimiser", "fresh draws")]
         copies = [f"{which.double().mean():.1%}" for which in near]
-        rows.append([f"{n}", *copies, *(f"{errors[name, n]:.2g}" for name in COLORS)])
+        rows.append([f"{n}", *copies, *(f"{errors[name, n]:.1%}" for name in COLORS)])
     return rows
 
 
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(100, 1, 1000, "steps of DDIM"),
         num_samples=(1000, 1, 4000, "samples of each denoiser"),
         sigma_q=(1.0, 0.1, 100.0, "std of the noise at t = 1, and of the base"),
@@ -401,9 +418,9 @@ def main(argv=None):
     torch.set_num_threads(1)  # the same bytes on any number of cores, and hardly slower
     rng = torch.Generator().manual_seed(args.seed)
 
-    roll, denoisers, paths = swiss_roll(max(NUM_POINTS), rng), {}, {}
+    data, denoisers, runs = swiss_roll(max(NUM_POINTS), rng), {}, {}
     for n in NUM_POINTS:
-        points, sigma_q = roll[:n], args.sigma_q  # so each training set holds the smaller ones
+        points, sigma_q = data[:n], args.sigma_q  # so each training set holds the smaller ones
         denoisers["network", n] = train(points, sigma_q, args.train_steps, rng)
         denoisers["minimiser", n] = partial(empirical_denoiser, points=points, sigma_q=sigma_q)
     exact = partial(exact_denoiser, sigma_q=args.sigma_q)
@@ -412,16 +429,17 @@ def main(argv=None):
 
     x_1 = args.sigma_q * torch.randn(args.num_samples, 2, generator=rng)
     for which, denoiser in denoisers.items():
-        paths[which] = sample(denoiser, x_1, args.num_steps, args.last_t)
-    distances = measure(paths, roll, swiss_roll(4000, rng))
-    table(report(distances, errors))
+        runs[which] = paths(denoiser, x_1, args.num_steps, args.last_t)
+    distances = measure(runs, data, swiss_roll(4000, rng))
+
     for name, figure in {
-        "trajectories": draw_trajectories(paths, roll),
+        "trajectories": draw_trajectories(runs, data),
         "distances": draw_distances(distances, NUM_POINTS[2]),
-        "which-denoiser": draw_denoisers(denoisers, exact, roll, TIMES[0]),
+        "which-denoiser": draw_denoisers(denoisers, exact, data, TIMES[0]),
         "error-vs-n": draw_errors(errors),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    table(report(distances, errors))
     print(f"figures: {args.figures_dir}")
 
 

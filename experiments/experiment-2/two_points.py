@@ -218,7 +218,7 @@ def apart(x_0, twins):
     return np.linalg.norm(x_0 - twins, axis=1).mean()
 
 
-def square(middle, side, n):
+def plane_grid(middle, side, n):
     """n by n points of the square middle +- side.  Returns (n^2, 2)."""
     x, y = np.meshgrid(*(m + np.linspace(-side, side, n) for m in middle))
     return np.stack([x.ravel(), y.ravel()], axis=1)
@@ -231,7 +231,7 @@ def scene(t, middle, side, data):
     tails, arrows: (196, 2), of the arrows E[x_0 | x_t] - x_t, in which direction DDIM moves: they
     are sigma_t^2 times the score (Tweedie).
     """
-    grid, tails = square(middle, side, GRID), square(middle, 0.93 * side, 14)
+    grid, tails = plane_grid(middle, side, GRID), plane_grid(middle, 0.93 * side, 14)
     (x, y), k = middle, len(data.points)
     if k == 2:
         borders = [grid @ along(data.points) - border(t, data)]

@@ -18,6 +18,16 @@ def near(values, want):
     return abs(values.mean() - want) < 5 * values.std() / len(values) ** 0.5
 
 
+def test_sort_batches():
+    x_1, x_0 = s.draw(1024, rng())
+    for batch in (1, 8, 1024):
+        got = s.sort_batches(x_1, x_0, batch)
+        assert np.shape(got) == (2, 1024), "the pairs are x_1 and x_0, as many as were given"
+        for x, y in zip((x_1, x_0), got):
+            same = y.reshape(-1, batch) == np.sort(x.reshape(-1, batch))
+            assert same.all(), "each batch is in order, and keeps its own draws"
+
+
 OTHERS = [
     "STD = 0.15",
     "WEIGHTS, CENTERS = np.array([0.2, 0.5, 0.3]), np.array([3.0, -2.0, 0.5])\nSTD = 0.3",
@@ -57,7 +67,9 @@ def test_the_truth_follows_the_data(code, batch):
     for part, t in zip(np.split(np.arange(64_000), 8), times):  # each batch at one of eight t
         x_t[part] = t * x_1[part] + (1 - t) * x_0[part]
         grid = np.linspace(x_t[part].min(), x_t[part].max(), 500)
-        v[part] = np.interp(x_t[part], grid, m.batch_velocity(grid, t, batch=batch))
+        on_grid = m.batch_velocity(grid, t, batch=batch)
+        assert np.shape(on_grid) == (500,), "the velocity has a number for each x_t"
+        v[part] = np.interp(x_t[part], grid, on_grid)
         for few in np.array_split(part[x_t[part].argsort()], 8):
             assert near((x_0 - x_1 - v)[few], 0), "v_t is not the mean of x_0 - x_1 at x_t"
     for values, want in ((x_0 - x_1, m.cost(batch)), (x_0 - x_1 - v, irreducible)):
@@ -76,13 +88,6 @@ def test_what_it_cannot_do(capsys, tmp_path):
         assert end.value.code == 2
         assert word in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
-
-
-def test_sort_batches():
-    x_1, x_0 = s.draw(1024, rng())
-    for batch in (1, 8, 1024):
-        for x, y in zip((x_1, x_0), s.sort_batches(x_1, x_0, batch)):
-            assert (y.reshape(-1, batch) == np.sort(x.reshape(-1, batch))).all()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 32])

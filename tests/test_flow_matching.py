@@ -1,154 +1,174 @@
 """Experiment 4 held to references that share no code with it."""
 
 import math
-from unittest.mock import Mock
+import re
 
 import flow_matching as s
 import numpy as np
 import pytest
 import torch
+from conftest import paste, snippet, torch_rng
+
+PINK, GREEN, BLUE, GREY = "#CC79A7", "#009E73", "#0072B2", "0.7"
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def assert_zero_mean(values):
+def assert_zero_mean(values, message=""):
     """values: (n, ...), independent rows: their mean is 0 within 5 standard errors."""
-    assert (values.mean(dim=0).abs() <= 5 * values.std(dim=0) / len(values) ** 0.5).all()
+    within = values.mean(dim=0).abs() <= 5 * values.std(dim=0) / len(values) ** 0.5 + 1e-12
+    assert within.all(), message
 
 
-THETA, THETA_WEIGHTS = np.polynomial.legendre.leggauss(500)  # on [-1, 1]
-
-
-def brute_force_velocity(x_t, t):
+def brute_force_velocity(m, x_t, t):
     """(E[x_0 | x_t] - x_t) / t for one x_t, a complex number: a plain sum over x_1, in NumPy.
 
-    Its weights are the spiral's density at x_0 = (x_t - t x_1) / (1 - t), a sum over theta.
+    Its weights are the density of x_0 = (x_t - t x_1) / (1 - t), a sum over theta.
     """
-    reach, width, center = 3.7 * (1 - t) / t, 0.1 * (1 - t) / t, abs(x_t) / t
-    low, high = max(2.5, center - reach), min(3, center + reach)
+    theta = m.END * (torch.arange(700).double() + 0.5) / 700
+    curve = torch.view_as_complex(m.curve(theta).contiguous()).numpy()
+    width = m.NOISE * (1 - t) / t
+    reach, center = (abs(curve).max() + 7 * m.NOISE) * (1 - t) / t, abs(x_t) / t
+    low, high = max(m.INNER, center - reach), min(m.OUTER, center + reach)
     nodes, weights = np.polynomial.legendre.leggauss(20 + int(2 * (high - low) / width))
     half = math.asin(reach / center) if reach < center else math.pi
-    angles = half * np.linspace(-1, 1, 20 + int(6 * half / width), endpoint=False)
-    x_1 = np.exp(1j * (np.angle(x_t) + angles)) * (low + (high - low) * (nodes[:, None] + 1) / 2)
+    count = 20 + int(2 * m.OUTER * half / width)
+    angles = np.angle(x_t) + half * np.linspace(-1, 1, count, endpoint=False)
+    radii = low + (high - low) * (nodes + 1) / 2
+    x_1 = np.exp(1j * angles) * radii[:, None]
     x_0 = (x_t - t * x_1) / (1 - t)
-    density = 0
-    for theta, weight in zip(3 * math.pi * (THETA + 1), THETA_WEIGHTS):
-        away = x_0 - theta / (2 * math.pi) * np.exp(1j * theta)
-        density += weight * np.exp(-(away.real**2 + away.imag**2) / 0.02)
+    logs = np.array([-(abs(c - x_0) ** 2) / (2 * m.NOISE**2) for c in curve])
+    density = np.exp(logs).sum(axis=0)
     return (np.average(x_0, weights=density * weights[:, None]) - x_t) / t
 
 
-def test_spiral():
-    """Its characteristic function, by a fine sum over theta."""
-    x = torch.view_as_complex(s.spiral(200_000, rng()).double())
-    theta = 6 * math.pi * (torch.arange(100_000).double() + 0.5) / 100_000
-    curve = torch.polar(theta / (2 * math.pi), theta)
-    for k in (0.5, 2j, 3 + 4j, 9 - 5j):
-        wave = [torch.exp(1j * (k * points).real) for points in (x, curve)]
-        difference = wave[0] - wave[1].mean() * math.exp(-0.01 * abs(k) ** 2 / 2)
-        assert_zero_mean(torch.view_as_real(difference))
+DATA = [
+    "NOISE = 0.1",
+    "END = 2 * math.pi\nNOISE = 0.3\nINNER, OUTER = 1.0, 2.5\n"
+    "def curve(theta):\n    return torch.stack([2 + theta.cos(), 0.5 * theta.sin() - 1], dim=1)\n",
+    "NOISE = 0.3\nINNER, OUTER = 7.5, 9.0\ndef curve(theta):\n"
+    "    direction = torch.stack([theta.cos(), theta.sin()], dim=1)\n"
+    "    return 3 * direction * theta[:, None] / (2 * math.pi)\n",
+]
 
 
-def test_lines_run_from_the_annulus_to_the_spiral():
-    for t in (0.25, torch.rand(50_000, 1, generator=rng())):
-        x_t, velocity = s.lines(50_000, t, rng(1))
+@pytest.mark.parametrize("code", DATA)
+def test_the_truth_follows_the_data(code):
+    """Draws, moments, exact velocity and preconditioning, for any curve and ring."""
+    m = paste(s, code)
+    assert m.faults() == []
+    n = 50_000
+    for t in (0.25, torch.rand(n, 1, generator=torch_rng())):
+        x_t, velocity = m.lines(n, t, torch_rng(1))
         x_1, x_0 = x_t - (1 - t) * velocity, x_t + t * velocity
-        radius = x_1.norm(dim=1) - 2.75
-        assert radius.abs().max() < 0.25 + 1e-5
-        assert_zero_mean(torch.stack([radius, radius**2 - 0.25 / 12], dim=1))
-        assert_zero_mean(torch.cat([x_1, radius[:, None] * x_1, x_1.prod(dim=1)[:, None]], dim=1))
-        for x, square in ((x_0, s.SQUARE_0), (x_1, s.SQUARE_1)):
-            assert_zero_mean(x.square().sum(dim=1) - square)
-        assert_zero_mean(x_0[:, :, None] * x_1[:, None])  # they are independent
+        radius = (x_1.norm(dim=1) - m.INNER) / (m.OUTER - m.INNER)
+        assert (radius - 0.5).abs().max() < 0.5 + 1e-4, "x_1 lies between INNER and OUTER"
+        assert_zero_mean(torch.stack([radius - 1 / 2, radius**2 - 1 / 3], dim=1), "|x_1|")
+        assert_zero_mean(torch.cat([x_1, x_1.prod(dim=1)[:, None]], dim=1), "x_1 is round")
+        for x, square in ((x_0, m.SQUARE_0), (x_1, m.SQUARE_1)):
+            assert_zero_mean(x.square().sum(dim=1) - square, "E|x_0|^2 or E|x_1|^2")
+        middle = x_0 - x_0.mean(dim=0)
+        assert_zero_mean(middle[:, :, None] * x_1[:, None], "x_0 and x_1 are independent")
+    theta = m.END * (torch.arange(20_000).double() + 0.5) / 20_000
+    for k in (0.5, 2j, 3 + 4j, 9 - 5j):  # the characteristic function of x_0
+        k = k / m.SIZE
+        wave = [
+            torch.exp(1j * (k * torch.view_as_complex(x.double().contiguous())).real)
+            for x in (x_0, m.curve(theta))
+        ]
+        difference = wave[0] - wave[1].mean() * math.exp(-((m.NOISE * abs(k)) ** 2) / 2)
+        assert_zero_mean(torch.view_as_real(difference), "the curve, blurred by NOISE")
+
+    first = m.exact_velocity(x_1[:9], 1.0) + x_1[:9] - m.curve(theta).mean(dim=0)
+    assert first.abs().max() < 1e-4 * m.SIZE, "at t = 1 the velocity leads to E[x_0]"
+    for t in (0.05, 0.5, 0.95):
+        x_t, target = m.lines(4000, t, torch_rng(2))
+        got = m.exact_velocity(x_t, t)
+        want = [brute_force_velocity(m, complex(*x), t) for x in x_t[:2].tolist()]
+        off = np.abs(torch.view_as_complex(got[:2]).numpy() - want).max()
+        assert off < 1e-4 * m.SIZE, "exact_velocity is not E[x_0 - x_1 | x_t]"
+        assert_zero_mean((target - got) * torch.sin(x_t / m.SIZE), "exact_velocity is not the mean")
+        assert torch.allclose(m.exact_velocity(x_t[150:450], t), got[150:450])
+
+        network = m.Velocity().requires_grad_(False)
+        network.layers[-1].weight.zero_()
+        network.layers[-1].bias.zero_()
+        miss = ((target - network(x_t, t)) * x_t).sum(dim=1)
+        assert_zero_mean(miss, "c_skip x_t is the best multiple")
+        error = (target - network(x_t, t)).square()
+        network.layers[-1].bias.fill_(1)
+        c_out = (network(torch.zeros(1, 2), t)).square().mean()
+        assert_zero_mean(error.mean(dim=1) - c_out, "c_out is its error")
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("NOISE = 0.0", "NOISE"),
+        ("INNER, OUTER = 3.0, 2.0", "annulus"),
+        (
+            "def annulus(n, rng):\n    angle = math.pi * torch.rand(n, generator=rng)\n"
+            "    return 2.7 * torch.stack([angle.cos(), angle.sin()], dim=1)\n",
+            "annulus",
+        ),
+        ("def annulus(n, rng):\n    return torch.randn(n, 2, generator=rng)\n", "annulus"),
+    ],
+)
+def test_what_it_cannot_do(code, word, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        paste(s, code).main(["--figures-dir", str(tmp_path / "new")])
+    assert end.value.code == 2
+    assert word in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
 
 
 def test_flow():
     """dx = -x t dt, step by step: a product."""
-    x_1 = torch.randn(9, 2, generator=rng())
+    x_1 = torch.randn(9, 2, generator=torch_rng())
     got = s.trajectories("", lambda x_t, t: x_t * t, x_1, 5)
     factors = [math.prod(1 + (5 - j) / 5 / 5 for j in range(k)) for k in range(6)]
     assert torch.allclose(got, torch.tensor(factors)[:, None, None] * x_1)
 
 
-@pytest.mark.parametrize("t", [0.01, 0.2, 0.5, 0.8, 0.99])
-def test_exact_velocity(t):
-    x_t, _ = s.lines(2, t, rng(2))
-    want = [brute_force_velocity(complex(*x), t) for x in x_t.tolist()]
-    got = torch.view_as_complex(s.exact_velocity(x_t, t)).numpy()
-    assert np.abs(got - want).max() < 1e-4
-
-
-def test_exact_velocity_at_1_and_in_parts():
-    x = s.annulus(450, rng()).double()
-    mean_x_0 = torch.tensor([0, -1 / (2 * math.pi)])
-    assert torch.allclose(s.exact_velocity(x, 1.0), mean_x_0 - x, atol=1e-6)
-    each = torch.cat([s.exact_velocity(rows, 0.9) for rows in x.split(90)])
-    assert torch.allclose(s.exact_velocity(x, 0.9), each)
-
-
-@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
-def test_preconditioning_is_the_best_multiple_of_x_t(t):
-    """A network of 0 leaves c_skip x_t, one of 1 adds c_out.  By regression on many lines."""
-    velocity = s.Velocity().requires_grad_(False)
-    velocity.layers[-1].weight.zero_()
-    velocity.layers[-1].bias.zero_()
-    c_skip = velocity(torch.ones(1, 2), t)[0, 0].item()
-    velocity.layers[-1].bias.fill_(1)
-    c_out = velocity(torch.ones(1, 2), t)[0, 0].item() - c_skip
-    x_t, target = s.lines(200_000, t, rng())
-    slope = ((x_t * target).mean() / x_t.square().mean()).item()
-    assert c_skip == pytest.approx(slope, abs=0.01)
-    assert c_out**2 == pytest.approx((target - slope * x_t).square().mean().item(), rel=0.01)
-
-
-def test_what_the_layers_see():
-    velocity, seen = s.Velocity(), []
-    velocity.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    x_t = torch.tensor([[0.6 * 2.5, 0.0], [0.0, 0.6 * 3.0], [0.0, 2.3]])
-    velocity(x_t, 0.6)
-    edges = torch.tensor([[0, -0.6], [0.6, 0], [1.6, 1.0]])  # in units of 1.1 - t = 0.5
-    want = torch.cat([x_t, torch.full((3, 1), 0.6), edges], dim=1)
-    assert torch.allclose(seen[0][:, :5], want, atol=1e-6)
-
-
-def test_it_learns(monkeypatch):
-    monkeypatch.setattr(s, "lines", Mock(wraps=s.lines))
-    velocity, losses = s.train(train_steps=100, rng=rng(3), batch_size=512)
-    t = torch.cat([call.args[1] for call in s.lines.call_args_list])
-    assert_zero_mean(torch.cat([t - 0.5, (t - 0.5) ** 2 - 1 / 12], dim=1))
+def test_it_learns(spy):
+    calls = spy(s, "lines")
+    velocity, losses = s.train(train_steps=100, rng=torch_rng(3), batch_size=512)
+    t = torch.cat([call.t for call in calls])
+    assert_zero_mean(torch.cat([t - 0.5, (t - 0.5) ** 2 - 1 / 12], dim=1), "t is uniform")
     assert len(losses) == 100
     assert 5.5 < np.mean(losses[-20:]) < 6.8
-    errors, squares = np.array(s.measure(velocity, rng(4), n=300))
+    again, _ = s.train(train_steps=1, rng=torch_rng(4), batch_size=2)
+    other, _ = s.train(train_steps=1, rng=torch_rng(5), batch_size=2)
+    assert (again.frequencies != other.frequencies).any(), "first weights follow the generator"
+    errors, squares = np.array(s.measure(velocity, torch_rng(4), n=300))
     assert errors.sum() < 0.2 * squares.sum()
     assert (errors < 0.05 * squares)[3:].all()
 
 
-def mean_square(t):
-    """E|x_t|^2."""
-    return t**2 * 91 / 12 + (1 - t) ** 2 * 3.02
-
-
-def test_measure(monkeypatch):
-    """Were v_t(x) = 2 x + (3, 0), and the error 0.3 and 0.4."""
+def test_measuring(monkeypatch):
+    """Were v_t(x) = 2 x + (3, 0) and the error (0.3, 0.4); were v_t(x) = x."""
+    squares = [t**2 * 91 / 12 + (1 - t) ** 2 * 3.02 for t in s.TIMES]  # E|x_t|^2
     v, f = torch.tensor([[3, 0], [3.3, 0.4]])
     monkeypatch.setattr(s, "exact_velocity", lambda x_t, t: 2 * x_t + v)
-    errors, squares = s.measure(lambda x_t, t: 2 * x_t + f, rng(5), n=20_000)
-    assert errors == pytest.approx([0.25] * 6, rel=1e-4)
-    assert squares == pytest.approx([4 * mean_square(t) + 9 for t in s.TIMES], rel=0.03)
-
-
-def test_least_loss(monkeypatch):
-    """Were v_t(x) = x: E|x_0 - x_1|^2 - E|x_t|^2, at three midpoints."""
+    found = s.measure(lambda x_t, t: 2 * x_t + f, torch_rng(5), n=20_000)
+    assert found[0] == pytest.approx([0.25] * 6, rel=1e-4)
+    assert found[1] == pytest.approx([4 * square + 9 for square in squares], rel=0.03)
     monkeypatch.setattr(s, "exact_velocity", lambda x_t, t: x_t)
-    want = 91 / 12 + 3.02 - np.mean([mean_square(t) for t in (1 / 6, 1 / 2, 5 / 6)])
-    assert s.least_loss(rng(8), num_times=3, n=50_000) == pytest.approx(want, abs=0.05)
-
-
-def test_apart():
+    want = (
+        91 / 12
+        + 3.02
+        - np.mean([t**2 * 91 / 12 + (1 - t) ** 2 * 3.02 for t in (1 / 6, 1 / 2, 5 / 6)])
+    )
+    assert s.least_loss(torch_rng(8), num_times=3, n=50_000) == pytest.approx(want, abs=0.05)
     x = torch.tensor([[0.0, 0.0], [0.3, 0.5], [0.0, 0.49]])
     assert s.apart(x, torch.zeros(3, 2)) == pytest.approx((0.49, 1 / 3))
+
+
+def test_crossing():
+    place, ends = s.crossing(torch_rng(6))
+    assert ends.shape == (2, 100, 2)
+    assert ((ends.mean(dim=0) - place).norm(dim=1) < 0.15).all(), "lines pass the place at t = 0.5"
+    assert ((ends[0].norm(dim=1) - 2.75).abs() < 0.25 + 1e-5).all()
+    goal = place + s.exact_velocity(place[None], 0.5)[0] / 2
+    assert (goal - s.POINTS).norm(dim=1).min() > 0.2, "the mean of the ends is off the curve"
 
 
 def data(ax, **want):
@@ -158,101 +178,119 @@ def data(ax, **want):
 
 
 def test_draw_trajectories():
-    paths, twins = 3 * torch.rand(2, 6, 25, 2, generator=rng(9))
-    place, aside = torch.tensor([[[0.3, 1.15]], [[1.0, 2.0]]])
-    figure = s.draw_trajectories(paths, twins, lambda x_t, t: t * aside, rng(10))
-    left, plane, radius = figure.axes
-    lines = data(left, color="#CC79A7", linewidth=0.4)
-    assert lines.shape == (100, 2, 2)
-    assert ((lines.mean(dim=1) - place).norm(dim=1) < 0.05).all()
-    assert ((lines[:, 0].norm(dim=1) - 2.75).abs() < 0.25 + 1e-5).all()
-    exact = place + s.exact_velocity(place, 0.5) / 2
-    for color, x_t, end in (("0.7", twins, exact), ("#0072B2", paths, place + aside / 4)):
-        assert torch.allclose(data(left, color=color)[0], torch.cat([place, end]).float())
+    paths, twins, ends = 3 * torch.rand(3, 6, 25, 2, generator=torch_rng(9))
+    place, *means = torch.rand(3, 2, generator=torch_rng(10))
+    left, plane, radius = s.draw_trajectories(place, ends[:2], means, paths, twins).axes
+    lines = data(left, color=PINK, linestyle="-")
+    assert torch.equal(lines, ends[:2].transpose(0, 1))
+    for color, x_t, mean in ((GREY, twins, means[0]), (BLUE, paths, means[1])):
+        assert torch.equal(data(left, color=color)[0], torch.stack([place, mean]))
         x_t = x_t[:, :20].transpose(0, 1)
         assert torch.equal(data(plane, color=color), x_t)
         want = torch.stack([torch.linspace(1, 0, 6).expand(20, 6), x_t.norm(dim=2)], dim=2)
         assert torch.equal(data(radius, color=color), want)
-    for ax, ends in ((left, lines.unbind(dim=1)), (plane, paths[[0, -1], :20])):
-        for k, label in enumerate(("$x_1$", "$x_0$")):
-            assert torch.equal(data(ax, label=label)[0], ends[k])
-        assert data(ax, label="spiral").norm(dim=2)[0, -1] == pytest.approx(3)
-    labels = [(line.get_color(), line.get_label()) for line in left.lines[100:102]]
-    assert labels == [("0.7", "exact"), ("#0072B2", "learned")]
-    titles = ["Lines through one place, $t$ = 0.5", "Trajectories", "Distance from the center"]
-    assert [ax.get_title() for ax in figure.axes] == titles
+    for ax, (x_1, x_0) in ((left, ends[:2]), (plane, paths[[0, -1], :20])):
+        assert torch.equal(data(ax, color=PINK, marker=".")[0], x_1)
+        assert torch.equal(data(ax, color=GREEN, marker=".")[0], x_0)
+        curve = data(ax, color=GREEN, linestyle="-").norm(dim=2)[0]
+        assert (curve[0], curve[-1]) == (0, pytest.approx(3))
     assert radius.get_xlim() == (1, 0)
 
 
 def test_draw_data_and_loss():
     (ax,) = s.draw_data(torch.ones(3, 2), torch.zeros(4, 2)).axes
-    sums = {dots.get_label(): dots.get_offsets().sum() for dots in ax.collections}
-    assert sums == {"$x_1$, the annulus": 0, "$x_0$, the spiral": 6}
+    to_hex = s.plt.matplotlib.colors.to_hex
+    sums = {to_hex(dots.get_facecolor()[0]): dots.get_offsets().sum() for dots in ax.collections}
+    assert sums == {PINK.lower(): 0, GREEN.lower(): 6}
     (ax,) = s.draw_loss([float(k**2) for k in range(100)], 4.256).axes
-    shown = {line.get_label(): line.get_xydata()[7:8].tolist() for line in ax.lines}
-    assert shown == {
-        "each step": [[7, 49]],
-        "mean of 2 steps": [[8, 56.5]],
-        "exact velocity: 4.26": [],
-    }
-    assert ax.lines[2].get_ydata()[0] == 4.256
+    assert data(ax, color="0.8")[0, 7].tolist() == [7, 49]
+    assert data(ax, color=BLUE)[0, 7].tolist() == [8, 56.5]
+    (exact,) = (line for line in ax.lines if line.get_color() == "k")
+    assert set(exact.get_ydata()) == {4.256}
 
 
-def test_animate():
-    """From t = 1 to 0, with a tail of a twentieth of the steps, at rest at both ends."""
-    paths = torch.rand(41, 3, 2, generator=rng(11))
-    paths[0] = torch.tensor([[2.5, 0], [0, 3.0], [-2.75, 0]])
-    animation = s.animate(paths)
-    animation._draw_was_started = True  # no warning that nobody looked at it
-    frames = [*animation.new_frame_seq()]
-    assert (np.diff(frames) > 0).all()
-    (ax,) = animation._fig.axes
-    tails, dots = ax.collections
-    for frame, k, text in ((frames[0], 0, "1.00"), (frames[-1], 40, "0.00"), (10, 10, "0.75")):
-        animation._func(frame)
-        assert ax.texts[0].get_text() == f"t = {text}"
-        assert (dots.get_offsets() == paths[k].numpy()).all()
-    assert (np.array(tails.get_segments()) == paths[8:11].transpose(0, 1).numpy()).all()
-    colors = s.plt.get_cmap("plasma")([0.2, 1.0, 0.6])
-    np.testing.assert_allclose(dots.get_facecolors(), colors)
+def test_animate(spy):
+    """The points at each time, brighter than what is around; at rest at both ends."""
+    x_1 = s.annulus(5, torch_rng(11))
+    paths = torch.linspace(1, 0.2, 41)[:, None, None] * x_1
+    frames = s.animate(paths, num_frames=5)
+    starts = [k for k, frame in enumerate(frames) if k == 0 or frame is not frames[k - 1]]
+    assert len(starts) == 5
+    assert starts[1] > 2, "it rests before the first step"
+    assert len(frames) - starts[-1] > starts[1], "it rests longer after the last"
+    for k, first in enumerate(starts):
+        picture = np.asarray(frames[first].convert("RGB")).sum(axis=2)
+        height, width = picture.shape
+        now, other = paths[10 * k], paths[10 * ((k + 2) % 5)]
+        low, high = s.LIMITS
+        x, y = ((now - low) / (high - low)).T.numpy()
+        assert (picture[((1 - y) * height).astype(int), (x * width).astype(int)] > 150).all()
+        x, y = ((other - low) / (high - low)).T.numpy()
+        assert (picture[((1 - y) * height).astype(int), (x * width).astype(int)] < 150).any()
 
 
-def test_main(tmp_path, capsys, monkeypatch):
+def test_main(tmp_path, capsys, monkeypatch, spy):
     """What is measured, of what; each number and figure where it belongs."""
-    rows, paths, twins = [], *torch.rand(2, 4, 1600, 2)
-    losses = [float(k) for k in range(20)]
-    errors, squares = [0.01, 0.02, 0.03, 0.04, 0.05, 0.12], [1.0, 2.0, 3.0, 4.0, 2.0, 6.0]
-    for name, result in {
-        "train": ("learned", losses),
-        "measure": (errors, squares),
-        "least_loss": 4.25,
-        "apart": (0.1234, 0.056),
-        **{name: Mock() for name in ("draw_data", "draw_loss", "draw_trajectories", "animate")},
-    }.items():
-        monkeypatch.setattr(s, name, Mock(return_value=result))
-    monkeypatch.setattr(s, "trajectories", Mock(side_effect=[paths, twins]))
-    monkeypatch.setattr(s, "table", rows.extend)
+    monkeypatch.setattr(s.plt.Figure, "savefig", lambda *_, **__: None)
+    for name, few in (("measure", {"n": 50}), ("least_loss", {"num_times": 2, "n": 50})):
+        original = getattr(s, name)
+        monkeypatch.setattr(s, name, lambda *args, f=original, few=few: f(*args, **few))
+    names = "train trajectories apart crossing animate draw_data draw_loss draw_trajectories"
+    names += " measure least_loss report table"
+    calls = {name: spy(s, name) for name in names.split()}
     s.main(f"--figures-dir {tmp_path} --train-steps 20 --num-steps 3 --num-samples 40".split())
-    assert s.train.call_args.kwargs["train_steps"] == 20
-    assert s.measure.call_args.args[0] == "learned"
-    (_, *run), (_, *twin) = (call.args for call in s.trajectories.call_args_list)
-    assert (run, twin) == (["learned", run[1], 3], [s.exact_velocity, run[1], 3])
-    assert (run[1].norm(dim=1) - torch.full((40,), 2.75)).abs().max() < 0.25 + 1e-5
-    assert all(map(torch.equal, s.apart.call_args.args, (paths[-1], twins[-1])))
-    x_0, x_1 = s.draw_data.call_args.args
+    velocity, losses = calls["train"][0].result
+    assert len(losses) == 20
+    run, twin = calls["trajectories"]
+    assert (run.num_steps, twin.num_steps) == (3, 3)
+    assert torch.equal(run.x_1, twin.x_1)
+    assert len(run.x_1) == 40
+    x_t = run.x_1 + velocity(run.x_1, 1.0) / 3
+    assert torch.allclose(run.result[1], x_t, atol=1e-5), "paths follow the network"
+    twin_t = run.x_1 + s.exact_velocity(run.x_1, 1.0) / 3
+    assert torch.allclose(twin.result[1], twin_t, atol=1e-5), "twins, the exact velocity"
+    (apart,) = calls["apart"]
+    assert torch.equal(apart.x_0, run.result[-1])
+    assert torch.equal(apart.twins, twin.result[-1])
+    assert torch.equal(calls["animate"][0].paths, run.result)
+    drawn = calls["draw_trajectories"][0]
+    place, ends = calls["crossing"][0].result
+    assert torch.equal(drawn.paths, run.result)
+    assert torch.equal(drawn.twins, twin.result)
+    assert torch.equal(drawn.ends, ends)
+    for mean, f in zip(drawn.means, (s.exact_velocity, velocity)):
+        assert torch.allclose(mean, (place + f(place[None], 0.5)[0] / 2).to(mean.dtype))
+    x_0, x_1 = calls["draw_data"][0].x_0, calls["draw_data"][0].x_1
     assert x_0.norm(dim=1).min() < 1 < 2 < x_1.norm(dim=1).min()
-    assert s.draw_loss.call_args.args == (losses, 4.25)
-    assert s.draw_trajectories.call_args.args[:3] == (paths, twins, "learned")
-    for name, file in (("data", "data"), ("loss", "train_loss"), ("trajectories", "trajectories")):
-        figure = getattr(s, f"draw_{name}").return_value
-        assert figure.savefig.call_args.args == (tmp_path / f"{file}.jpg",)
-    assert torch.equal(s.animate.call_args.args[0], paths[:, :1500])
-    loss, distance, _ = capsys.readouterr().out.splitlines()
-    assert loss == "loss: 18.50 in the last tenth, 4.25 is irreducible"
-    assert distance == "a sample is 0.1234 from its twin (median), 5.6% over 0.5"
-    assert [" ".join(row) for row in rows] == [
-        "t 0.05 0.2 0.4 0.6 0.8 0.95 mean",
-        "E|f - v_t|^2 0.0100 0.0200 0.0300 0.0400 0.0500 0.1200 0.0450",
-        "E|v_t|^2 1.00 2.00 3.00 4.00 2.00 6.00 3.00",
-        "their ratio 1.00% 1.00% 1.00% 1.00% 2.50% 2.00% 1.50%",
+    least = calls["least_loss"][0].result
+    assert (calls["draw_loss"][0].losses, calls["draw_loss"][0].least) == (losses, least)
+    assert (tmp_path / "scatter.gif").stat().st_size > 1000
+
+    errors, squares = np.array(calls["measure"][0].result)
+    means = [np.append(row, row.mean()) for row in (errors, squares)]
+    rows = [
+        [float(cell.strip("%")) for cell in row[1:] if cell != "mean"]
+        for row in calls["table"][0].rows
     ]
+    assert rows[0] == s.TIMES
+    for row, want, off in zip(rows[1:], (*means, 100 * means[0] / means[1]), (5e-5, 5e-3, 5e-3)):
+        assert row == pytest.approx(want, abs=off)
+    loss, *_, distance, _ = capsys.readouterr().out.splitlines()
+    loss, distance = (
+        [float(x) for x in re.findall(r"\d+\.\d+", line)] for line in (loss, distance)
+    )
+    assert loss == [pytest.approx(np.mean(losses[-2:]), abs=5e-3), pytest.approx(least, abs=5e-3)]
+    median, far = apart.result
+    assert distance == [pytest.approx(median, abs=5e-5), pytest.approx(100 * far, abs=0.05), 0.5]
+
+
+def test_change_it_yourself(tmp_path, monkeypatch):
+    """The page's block: main runs, and v_t is its own data's."""
+    m = paste(s, snippet(s))
+    monkeypatch.setattr(m.plt.Figure, "savefig", lambda *_, **__: None)
+    m.measure, m.least_loss = lambda *_: ([1.0] * 6, [1.0] * 6), lambda _: 1.0
+    m.main(
+        ["--figures-dir", str(tmp_path), *"--train-steps 2 --num-steps 2 --num-samples 9".split()]
+    )
+    x_t, target = m.lines(4000, 0.4, torch_rng())
+    assert_zero_mean((target - m.exact_velocity(x_t, 0.4)) * torch.sin(x_t))

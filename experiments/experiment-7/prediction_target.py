@@ -361,11 +361,11 @@ def table(rows):
 
 
 def report(shares, samples, twins, bases):
-    """Rows for table: a network's excess at TIMES, and its samples' median distances.
+    """Rows for table: in d dimensions a network's excess, and its samples' median distances.
 
     shares: {d: of measure};  samples: {d: {target: (n, d)}};  twins, bases: {d: ...}.
     """
-    rows = [["excess, % of the Bayes error; t =", *(f"{t:g}" for t in TIMES)]]
+    rows = [["excess, %; t =", *(f"{t:g}" for t in TIMES)]]
     rows[0] += ["| from twin", "from plane"]
     for d, errors in shares.items():
         for target, values in errors.items():
@@ -374,7 +374,7 @@ def report(shares, samples, twins, bases):
                 x_0 = samples[d][target]
                 distances = (x_0 - twins[d]).norm(dim=1), off_plane(x_0, bases[d])
                 cells += [f"{distance.median():.3f}" for distance in distances]
-            rows.append([f"{d} dimensions: {target}", *cells])
+            rows.append([f"in {d}: {target}", *cells])
     return rows
 
 

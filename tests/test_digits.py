@@ -2,21 +2,27 @@
 
 import re
 from functools import partial
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import digits as s
 import numpy as np
 import pytest
 import torch
+from conftest import paste, snippet
+from conftest import torch_rng as rng
+from matplotlib.animation import PillowWriter
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.path import Path as MplPath
 from matplotlib.transforms import Affine2D
 
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
+BLACK, BLUE, PINK = "#000000", "#0072b2", "#cc79a7"
+# Unlike the default in all respects: 6 x 6, off center, three times as large, unequal labels.
+OTHER = """
+def digits(n, rng):
+    labels = torch.randint(5, (n,), generator=rng) // 2 % 2
+    return 3 * torch.rand(n, 36, generator=rng) + labels[:, None], labels
+"""
+ONE_LABEL = OTHER.replace("% 2", "* 0")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,13 @@ def data():
     return images, labels, partial(s.exact_with_label, images=images, labels=labels, sigma_q=2.0)
 
 
+@pytest.fixture
+def unwritten(monkeypatch):
+    """Nothing is written, which takes seconds."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    monkeypatch.setattr(s, "save_movie", lambda file, path, twin, mean_image, sigma_q: None)
+
+
 def test_ink_is_the_area_inside_the_outline():
     """Against 144 points a pixel, each moved and turned back to the outline."""
     images, labels = s.digits(60, rng(1))
@@ -34,7 +47,7 @@ def test_ink_is_the_area_inside_the_outline():
     draws = torch.rand(60, 4, generator=rng(1)).double().numpy()
     x = (np.arange(192) + 0.5) / 12
     points = np.stack(np.meshgrid(x, x[::-1]), axis=2)  # the first row is at the top
-    for i, outline in [*enumerate(s.outlines())][::7]:
+    for i, outline in [*enumerate(s.outlines())][::13]:
         height, angle, right, up = draws[i]
         angle = np.deg2rad(10 * angle - 5)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -49,31 +62,52 @@ def test_ink_is_the_area_inside_the_outline():
 
 
 def test_a_missing_font(monkeypatch, capsys):
-    """One line, and status 2."""
     monkeypatch.setattr(s, "NAMES", ["DejaVuSans", "no-such-font"])
     with pytest.raises(SystemExit, match="2"):
         s.outlines()
     assert re.fullmatch(r".*no-such-font\.ttf\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("t", [0.004, 0.1, 1.0])
-def test_exact_denoiser(data, t):
-    """With a label, the mean over that digit's images; without, over all."""
-    images, labels, exact = data
-    label = torch.tensor([3, 3, 7, s.NO_LABEL, 0, s.NO_LABEL])
-    x_t = s.add_noise(images[:6], t, 2.0, rng(3))
-    for row, x, digit in zip(exact(x_t, t, label), x_t.double().numpy(), label):
-        points = (images if digit == s.NO_LABEL else images[labels == digit]).double().numpy()
+@pytest.mark.parametrize(
+    ("labels", "pixels", "named"),
+    [([0, 2] * 4, 9, "1"), ([-1, 0] * 4, 9, "-1"), ([0] * 4 + [1] * 4, 9, "1"), ([0] * 8, 7, "7")],
+)
+def test_what_it_refuses(labels, pixels, named, tmp_path, monkeypatch, capsys):
+    """A label missing, below 0, or not among the images learned; images that are no squares."""
+    other = torch.zeros(8, pixels), torch.tensor(labels)
+    monkeypatch.setattr(s, "digits", lambda n, rng: other)
+    with pytest.raises(SystemExit, match="2"):
+        s.main([f"--figures-dir={tmp_path / 'new'}"])
+    assert re.search(rf"[^\d-]{named}\b", capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("code", ["", snippet(s), OTHER, ONE_LABEL])
+@pytest.mark.parametrize("t", [0.01, 1.0])
+def test_the_truth_follows_the_data(code, t, tmp_path, unwritten, capsys):
+    """With a label, the mean over the images with that label; without, over all."""
+    own = paste(s, code) if code else s
+    images, labels = own.digits(90, rng(2))
+    label = torch.tensor([*labels[:4], own.NO_LABEL, labels.max(), own.NO_LABEL])
+    x_t = own.add_noise(images[:7], t, 2.0, rng(3))
+    exact = own.exact_with_label(x_t, t, label, images=images, labels=labels, sigma_q=2.0)
+    for row, x, which in zip(exact, x_t.double().numpy(), label):
+        points = images.double().numpy()[(labels == which) | (which == own.NO_LABEL)]
         squares = ((x - points) ** 2).sum(axis=1)
         weights = np.exp((squares.min() - squares) / (2 * 4 * t))
-        assert np.abs(row.numpy() - weights @ points / weights.sum()).max() < 1e-3
+        wrong = f"it is no mean of the images with label {which}, weighted by Bayes' rule"
+        assert np.abs(row.numpy() - weights @ points / weights.sum()).max() < 1e-3, wrong
+    if code and t == 1:
+        own.save_movie = s.save_movie
+        own.main([*SMALL, "--num-images=60", f"--figures-dir={tmp_path}"])
+        assert "nan" not in capsys.readouterr().out
 
 
 def test_denoiser(data, monkeypatch):
     """On all axes the Gaussian one solves the normal equations; the network adds 2 times c_out."""
     images, labels, _ = data
     monkeypatch.setattr(s, "NUM_AXES", 256)
-    denoiser = s.Denoiser(images, 2.0).requires_grad_(False)
+    denoiser = s.Denoiser(images, 10, 2.0).requires_grad_(False)
     denoiser.last.weight.zero_()
     denoiser.last.bias.fill_(2)
     inputs = []
@@ -84,12 +118,13 @@ def test_denoiser(data, monkeypatch):
     got = denoiser.gaussian(x_t, 0.1)
     assert np.abs(got.numpy() - want.T).max() < 1e-4
     error = (1 / (1 / images.var(correction=0) + 1 / 0.4)) ** 0.5  # as images have mean 0
-    added = (denoiser(x_t, 0.1, labels) - got) @ denoiser.axes
+    label = torch.where(torch.arange(300) < 9, s.NO_LABEL, labels)
+    added = (denoiser(x_t, 0.1, label) - got) @ denoiser.axes
     assert (added - 2 * error).abs().max() < 1e-4
-    z, time, label = inputs[0].split([256, 1, 11], dim=1)
+    z, time, which = inputs[0].split([256, 1, 11], dim=1)
     assert z.square().mean(dim=0)[::8].numpy() == pytest.approx(1, abs=5 * (2 / 300) ** 0.5)
     assert torch.allclose(time, torch.tensor(0.1).log() / 4)
-    assert label.argmax(dim=1).tolist() == labels.tolist()
+    assert which.argmax(dim=1).tolist() == [10] * 9 + labels[9:].tolist()
 
 
 def test_train(monkeypatch):
@@ -97,8 +132,9 @@ def test_train(monkeypatch):
     seen = []
 
     class Network(torch.nn.Module):
-        def __init__(self, images, sigma_q):
+        def __init__(self, images, num_labels, sigma_q):
             super().__init__()
+            assert num_labels == 7
             self.a, self.c_out = torch.nn.Parameter(torch.zeros(())), torch.sqrt
 
         def forward(self, x_t, t, label):
@@ -106,8 +142,8 @@ def test_train(monkeypatch):
             return self.a * t.expand_as(x_t)
 
     monkeypatch.setattr(s, "Denoiser", Network)
-    labels = torch.arange(50) % 10
-    images = (labels / 2 + 1)[:, None].expand(50, 4)
+    labels = torch.arange(49) % 7
+    images = (labels / 2 + 1)[:, None].expand(49, 4)
     network = s.train(images, labels, sigma_q=0.1, train_steps=120, rng=rng(1), learning_rate=0.5)
     x_t, t, label = (torch.cat(parts) for parts in zip(*seen))
     least, hidden, root = 250**-0.5, label == s.NO_LABEL, t.sqrt()  # 120 * 256 draws
@@ -117,7 +153,7 @@ def test_train(monkeypatch):
     noise = ((x_t - (label / 2 + 1)) / (0.1 * root))[~hidden[:, 0]]
     assert noise.std().item() == pytest.approx(1, rel=0.01)
     mean_t = (1 - least**3) / (3 * (1 - least))
-    assert network.a.item() == pytest.approx(3.25 / mean_t, rel=0.04)
+    assert network.a.item() == pytest.approx(2.5 / mean_t, rel=0.04)
     assert not network.a.requires_grad
 
 
@@ -127,7 +163,7 @@ def test_it_learns(data):
     denoiser = s.train(images, labels, sigma_q=2.0, train_steps=80, rng=rng(6), batch_size=128)
     errors = s.measure(denoiser, exact, images, images, rng(7))
     ratios = np.divide(errors["excess, network"], errors["excess, Gaussian"])
-    assert (ratios < [1.03, 1.01, 0.98, 0.93, 0.93, 0.93]).all()
+    assert (ratios < [0.93, 0.93, 0.93, 0.98, 1.01, 1.03]).all()
 
 
 def test_measure_of_known_errors(data):
@@ -143,17 +179,17 @@ def test_measure_of_known_errors(data):
     network.sigma_q, network.c_out = 2.0, lambda t: t + 1
     network.gaussian = lambda x_t, t: x_t - 0.2
     errors = s.measure(network, exact, data[0], data[0].flip(1), rng(10))
-    times = np.array([0.004, 0.01, 0.03, 0.1, 0.3, 1])
-    noise, errors = 4 * times, {name: row * (times + 1) ** 2 for name, row in errors.items()}
-    assert errors["Bayes error"] == pytest.approx(noise, rel=0.03)
-    assert errors["excess, Gaussian"] == pytest.approx(0.04, rel=1e-3)
-    assert errors["excess, network"] == pytest.approx(0.01, rel=1e-3)
-    assert errors["new images, exact"] == pytest.approx(noise, rel=0.03)
-    assert errors["new images, network"] == pytest.approx(noise + 0.01, rel=0.03)
-    assert (errors["Bayes error"] != errors["new images, exact"]).all()
+    noise = 4 * np.array(s.TIMES)
+    least, line, excess, new, learned = (
+        row * (np.array(s.TIMES) + 1) ** 2 for row in errors.values()
+    )
+    assert least == pytest.approx(noise, rel=0.03)
+    assert (line, excess) == (pytest.approx(0.04, rel=1e-3), pytest.approx(0.01, rel=1e-3))
+    assert (new, learned) == (pytest.approx(noise, rel=0.03), pytest.approx(noise + 0.01, rel=0.03))
+    assert (least != new).all()
 
 
-def test_read_and_summary():
+def test_read_and_report():
     """Ten images 1 apart: legible for the first third of a way to another one, and for the last."""
     images, labels = torch.eye(20)[::2] / 2**0.5, torch.arange(10)
 
@@ -162,158 +198,118 @@ def test_read_and_summary():
         shares = torch.tensor(shares)[:, None]
         return (1 - shares) * images[: len(shares)] + shares * images[9]
 
-    digit, legible = s.read(ways(0, 0.33, 0.336, 0.6, 0.67), images, labels)
-    assert digit.tolist() == [0, 1, 2, 9, 9]
+    which, legible = s.read(ways(0, 0.33, 0.336, 0.6, 0.67), images, labels)
+    assert which.tolist() == [0, 1, 2, 9, 9]
     assert legible.tolist() == [True, True, False, False, True]
     a, b = ways(0, 0.4, 0, 0, 0, 0, 0, 0), ways(0.4, 0.4, 0.4, 0.6, 0.6, 0.4, 0, 0)
-    paths, twins = {"1": [b, a], "2": [a, b]}, {"1": [a, b], "2": [b, a[[1, 0, 2, 3, 5, 4, 6, 7]]]}
-    assert s.summary(paths, twins, ways(0.4, 0, 0.4), images, labels) == [
-        ["", "legible", "+-", "twin legible", "as its twin"],
-        ["new images", "33.3%", "27.2%", "", ""],
-        ["1", "87.5%", "11.7%", "25.0%", "75.0%"],
-        ["2", "25.0%", "15.3%", "87.5%", "37.5%"],
+    samples = {"1": [b, a], "2": [a, b]}
+    twins = {"1": [a, b], "2": [b, a[[1, 0, 2, 3, 5, 4, 6, 7]]]}
+    assert [row[1:] for row in s.report(samples, twins, ways(0.4, 0, 0.4), images, labels)[1:]] == [
+        ["33.3%", "27.2%"],
+        ["87.5%", "11.7%", "25.0%", "75.0%"],
+        ["25.0%", "15.3%", "87.5%", "37.5%"],
     ]
 
 
-def test_sample(data):
-    """Every step by hand: eq. (24), then DDPM's noise or DDIM's share of the way."""
+def test_paths(data):
+    """Every step by hand: eq. (24), then DDPM's noise, but for the last, or DDIM's share."""
     x_1, label = 2 * torch.randn(20, 256, generator=rng(12)), torch.arange(20) % 10
     calls, noise = [], rng(13)
     denoiser = lambda *args: calls.append(args) or data[2](*args)  # noqa: E731
-    paths = s.sample(denoiser, x_1, 3.0, 10, 2.0, rng(13))
+    found = s.paths(denoiser, x_1, label, 3.0, 10, 2.0, rng(13))
     assert len(calls) == 10 * (1 + 1 + 1 + 2)  # D and D(. | label), but what counts for nothing
-    kinds = ["DDIM, without label", "DDPM, with label", "DDIM, with label", "DDIM, guided, w = 3"]
-    assert [*paths] == kinds
-    for (kind, path), w in zip(paths.items(), (0, 1, 1, 3)):
+    for (kind, path), w in zip(found.items(), (0, 1, 1, 3)):
         assert (len(path), path[0]) == (11, x_1)
         for k, x_t, after in zip(range(10, 0, -1), path, path[1:]):
             none, asked = (data[2](x_t, k / 10, which) for which in (label * 0 + s.NO_LABEL, label))
             step = (none + w * (asked - none) - x_t) / k
-            if "DDPM" in kind:
-                step += 2 / 10**0.5 * torch.randn(20, 256, generator=noise)
-            else:
+            if "DDPM" not in kind:
                 step /= 1 + (1 - 1 / k) ** 0.5
-            assert torch.allclose(after, x_t + step, atol=1e-4)
+            elif k > 1:
+                step += 2 / 10**0.5 * torch.randn(20, 256, generator=noise)
+            wrong = f"{kind}: the step from t = {k}/10 is not its algorithm's"
+            assert torch.allclose(after, x_t + step, atol=1e-4), wrong
 
 
-def strips(ax, *pair):
-    """Holds what is drawn to two rows of images, (n, 256): upright, in order, from -1 to 1."""
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["network", "its twin"]
-    assert [*ax.get_yticks(), *ax.get_ylim()] == [0.5, 1.5, 2, 0]
-    for k, (strip, ink, images) in enumerate(zip(ax.images, ("#000000", "#0072b2"), pair)):
-        assert [*strip.get_extent(), *strip.get_clim()] == [0, 10, k + 1, k, -1, 1]
-        assert [to_hex(strip.cmap(shade)) for shade in (0.0, 1.0)] == ["#ffffff", ink]
+def strips(ax):
+    """The rows of images in a panel: {color: (10, 256)}, from the one above; -1 is white."""
+    found = {}
+    for strip in sorted(ax.images, key=lambda strip: strip.get_extent()[3]):
+        assert (strip.get_clim(), to_hex(strip.cmap(0.0))) == ((-1, 1), "#ffffff")
         squares = strip.get_array().reshape(18, 10, 18)[1:-1, :, 1:-1].swapaxes(0, 1)
-        assert np.allclose(squares.reshape(10, 256), images[:10], atol=1e-6)
+        found[to_hex(strip.cmap(1.0))] = torch.tensor(squares.reshape(10, 256))
+    assert [*found] == [BLUE, BLACK]
+    return torch.stack([*found.values()])
 
 
-def test_digits_are_drawn():
+def test_digits_are_drawn(monkeypatch):
     """Images at random, so that no two are alike; a path of 4 steps in frames of 4, 1 and 0."""
     draws = torch.rand(4, 2, 5, 12, 256, generator=rng(13)) - 0.5
-    mean = torch.rand(256, generator=rng(14)) - 0.5
-    paths, twins = ({name: [*draws[k, i]] for k, name in enumerate("abcd")} for i in (0, 1))
-    axes = s.draw_digits(paths, twins, mean).axes
-    assert [ax.get_title() for ax in axes] == [*"abcd"]
-    for ax, pair in zip(axes, draws):
-        strips(ax, *(pair[:, -1] + mean))
-    movie = s.animate(paths, twins, mean, 4.0, num_frames=3)
-    frames = [*movie.new_frame_seq()]
+    mean, frames = torch.rand(256, generator=rng(14)) - 0.5, []
+    samples, twins = ({name: [*draws[k, i]] for k, name in enumerate("abcd")} for i in (0, 1))
+    for ax, pair in zip(s.draw_digits(samples, twins, mean).axes, draws):
+        assert torch.allclose(strips(ax), pair[:, -1, :10] + mean)
+    monkeypatch.setattr(
+        PillowWriter, "grab_frame", lambda self: frames.append(strips(*self.fig.axes))
+    )
+    monkeypatch.setattr(PillowWriter, "finish", lambda self: None)
+    s.save_movie("", draws[3, 0], draws[3, 1], mean, 4.0, num_frames=3)
     assert len(frames) == 6
     for frame, k, sigma_t in zip(frames, (4, 1, 0, 0, 0, 0), (4, 2, 0, 0, 0, 0)):
-        movie._draw_frame(frame)
-        (ax,) = movie._fig.axes
-        assert ax.get_title() == rf"$\sigma_t$ = {sigma_t:.2f}"
-        strips(ax, *(draws[3, :, 4 - k] + mean) / (1 + sigma_t))
+        assert torch.allclose(frame, (draws[3, :, 4 - k, :10] + mean) / (1 + sigma_t))
 
 
 def test_errors_are_drawn():
-    """An error of k is that of the row k."""
-    names = "Bayes error;excess, Gaussian;excess, network;new images, exact;new images, network"
+    """Each in its color, beside those that it is compared with."""
+    names = "Bayes error;excess, Gaussian;excess, network;new images, minimiser;new images, network"
     errors = {name: [k, 3, 1, 2, 5, 9] for k, name in enumerate(names.split(";"))}
-    drawn = []
-    for ax in s.draw_errors(errors).axes:
+    panels = s.draw_errors(errors).axes
+    for ax in panels:
         assert (ax.get_xscale(), ax.get_ylim()[0]) == ("log", 0)
         assert ax.get_xlim()[0] > 1 > 0.004 > ax.get_xlim()[1]  # as sampling runs
-        for line in ax.lines:
-            t, (k, *rest) = line.get_data()
-            assert [*t, *rest] == [0.004, 0.01, 0.03, 0.1, 0.3, 1, 3, 1, 2, 5, 9]
-            drawn.append(f"{ax.get_title()}: {k}, {line.get_label()}, {line.get_color()}")
-    assert drawn == [
-        "Images learned: Bayes error, excess: 0, Bayes error, k",
-        "Images learned: Bayes error, excess: 1, excess, Gaussian denoiser, #CC79A7",
-        "Images learned: Bayes error, excess: 2, excess, network, #0072B2",
-        "New images: total error: 3, exact denoiser, k",
-        "New images: total error: 4, network, #0072B2",
-    ]
-
-
-def spy(script, monkeypatch, *names):
-    """Calls of functions of the script: {name: [(*arguments, result), ...]}.  Nothing is saved."""
-    calls = {name: [] for name in names}
-
-    def call(name, original, *args, **options):
-        calls[name].append((*args, original(*args, **options)))
-        return calls[name][-1][-1]
-
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    monkeypatch.setattr(script, "animate", lambda *_: SimpleNamespace(save=lambda *_, **__: None))
-    for name in names:
-        monkeypatch.setattr(script, name, partial(call, name, getattr(script, name)))
-    return calls
+        assert all([*line.get_xdata()] == s.TIMES for line in ax.lines)
+    drawn = [{to_hex(x.get_color()): x.get_ydata()[0] for x in ax.lines} for ax in panels]
+    assert drawn == [{BLACK: 0, PINK: 1, BLUE: 2}, {BLACK: 3, BLUE: 4}]
 
 
 SMALL = ["--num-samples=12", "--num-steps=3", "--train-steps=2"]
 
 
-def test_main(tmp_path, monkeypatch):
+def test_main(tmp_path, spy, unwritten, capsys):
     """Twins have the same start and noise, of the images learned; each path comes to its place."""
-    names = "train measure sample summary table draw_digits draw_errors animate"
-    calls = spy(s, monkeypatch, *names.split())
-    s.main([*SMALL, "--num-images=60", "--sigma-q=4", "--guidance=2", f"--figures-dir={tmp_path}"])
-    ((images, labels, denoiser),) = calls["train"]
-    ((learned, exact, old, new, _, errors),) = calls["measure"]
-    (*first, its_noise, twins), (*second, noise, paths) = calls["sample"]
-    ((*arguments, rows),) = calls["summary"]
-    x_1 = first[1]
+    names = "train measure paths report draw_digits draw_errors save_movie"
+    calls = {name: spy(s, name) for name in names.split()}
+    s.main([*SMALL, "--num-images=60", "--sigma-q=4", "--guidance=3", f"--figures-dir={tmp_path}"])
+    ((learned,), (found,), (twins, samples)) = (calls[k] for k in ("train", "measure", "paths"))
+    images, labels = learned.images, learned.labels
     assert images.mean(dim=0).abs().max() < 1e-5
-    assert (len(images), len(new), learned, denoiser.sigma_q) == (60, 60, denoiser, 4)
-    assert torch.equal(old, images)
-    assert exact.keywords == {"images": images, "labels": labels, "sigma_q": 4}
-    assert 0.1 < torch.cdist(new, images).amin(dim=1).min() < 9  # other draws, centred alike
+    assert (len(images), learned.sigma_q, learned.train_steps) == (60, 4, 2)
+    assert (found.denoiser, samples.denoiser) == (learned.result, learned.result)
+    assert torch.equal(found.images, images)
+    assert 0.1 < torch.cdist(found.new, images).amin(dim=1).min() < 9  # other draws, centred alike
+    x_1, label = twins.x_1, twins.label
+    want = s.exact_with_label(x_1, 0.5, label, images=images, labels=labels, sigma_q=4)
+    for exact in (found.exact, twins.denoiser):
+        assert torch.equal(exact(x_1, 0.5, label), want)
     assert (len(x_1), x_1.std().item()) == (12, pytest.approx(4, rel=0.1))
-    assert (first, second) == ([exact, x_1, 2, 3, 4], [denoiser, x_1, 2, 3, 4])
-    assert its_noise is not noise
-    assert torch.equal(its_noise.get_state(), noise.get_state())  # after as many draws
-    assert arguments == [paths, twins, new, images, labels]
-    above = [["t", "0.004", "0.01", "0.03", "0.1", "0.3", "1.0"]]
-    above += [[name, *(f"{error:.3f}" for error in row)] for name, row in errors.items()]
-    assert [printed for printed, _ in calls["table"]] == [above, rows]
-    assert calls["draw_errors"][0][0] is errors
-    for drawn, beside, mean, *_ in (calls["draw_digits"][0], calls["animate"][0]):
-        assert (drawn, beside) == (paths, twins)
-        assert torch.allclose((images + mean)[:, 0], torch.tensor(-1.0), atol=1e-5)  # paper
-    assert calls["animate"][0][3] == 4
-
-
-def test_your_own_images(tmp_path, monkeypatch):
-    """The page's lines in a copy of the script: 201 images of 8 x 8, half learned, half new."""
-    page = Path(s.__file__).with_name("README.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(def digits.*?)\n```", page, re.DOTALL)
-    script = Path(s.__file__).read_text(encoding="utf-8")
-    copy = re.sub(r"def digits\(.*?(?=\n\n\n)", lambda _: snippet, script, flags=re.DOTALL)
-    own = ModuleType("own")
-    own.__file__ = str(tmp_path / "own.py")
-    exec(copy, own.__dict__)
-    pixels = np.random.default_rng(0).integers(0, 256, (201, 8, 8), dtype=np.uint8)
-    pixels[:, 0, 0], pixels[:, 0, 1] = np.arange(201), 0  # which it is; and the same in all
-    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(201) % 10)
-    monkeypatch.chdir(tmp_path)
-    calls = spy(own, monkeypatch, "train", "measure", "digits")
-    own.main([*SMALL, f"--figures-dir={tmp_path}"])
-    ((_, _, (images, labels)),) = calls["digits"]
-    which = ((images[:, 0] + 1) * 127.5).round().long()
-    assert torch.equal(which % 10, labels)
-    assert np.allclose(images, pixels[which.numpy()].reshape(201, 64) / 127.5 - 1, atol=1e-6)
-    learned, old, new = calls["train"][0][0], *calls["measure"][0][2:4]
-    assert (len(learned), len(old), len(new)) == (101, 100, 100)
-    assert torch.cdist(new, learned).min() > 1  # none was learned
+    assert label.tolist() == [*range(10), 0, 1]
+    for start in (twins, samples):
+        assert (start.x_1, start.label) == (x_1, label)
+        assert (start.guidance, start.num_steps, start.sigma_q) == (3, 3, 4)
+    wrong = "a twin has the same noise as its sample"
+    assert torch.equal(twins.rng.get_state(), samples.rng.get_state()), wrong
+    (report,), (drawn,), (movie,) = (calls[k] for k in ("report", "draw_digits", "save_movie"))
+    for call in (report, drawn):
+        assert (call.samples, call.twins) == (samples.result, twins.result)
+    assert (report.new, report.images, report.labels) == (found.new, images, labels)
+    assert calls["draw_errors"][0].errors is found.result
+    assert movie.path == [*samples.result.values()][-1]
+    assert (movie.twin, movie.sigma_q) == ([*twins.result.values()][-1], 4)
+    for call in (drawn, movie):
+        assert torch.allclose((images + call.mean_image)[:, 0], torch.tensor(-1.0), atol=1e-5)
+    cells = [f"{x:.3f}" for row in found.result.values() for x in row]
+    cells += [cell for row in report.result[1:] for cell in row[1:]]
+    assert re.findall(r"\d+\.\d+%?", capsys.readouterr().out.split("figures:")[0]) == [
+        *map(str, s.TIMES),
+        *cells,
+    ]

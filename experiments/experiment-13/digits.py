@@ -1,4 +1,4 @@
-"""Experiment 13: the same samplers draw digits, beside those that the exact denoiser draws.
+"""Experiment 13: the same samplers draw digits, beside those that the training images make.
 
 The claim
     DDPM and DDIM are those of experiment 3, to the letter. But x_0 is an image, 16 x 16 pixels.
@@ -6,26 +6,27 @@ The claim
     Guidance overstates the label: D + w (D(. | label) - D) with w > 1.
 
 The truth beside it
-    The data is a finite set of images. So E[x_0 | x_t] is their mean, weighted by p(image | x_t):
-    experiment 2 in 256 dimensions, `exact_denoiser`. With a label: that of the digit's images.
-    A sample's twin is what the exact denoiser makes of the same start and the same noise.
+    The data is a finite set of images. So the minimiser of the loss, as in experiment 5, is their
+    mean, weighted by p(image | x_t): experiment 2 in 256 dimensions, `exact_denoiser`. With a
+    label: that of the label's images.
+    A sample's twin is what the minimiser makes of the same start and the same noise.
 
 What to look for in figures/
-    digits.jpg         the network's digits above their twins; DDPM's keep the last step's noise
-    excess-vs-t.jpg    on new images, at small t, the network is better than the exact denoiser
+    digits.jpg         the network's digits above their twins: are they the same?
+    excess-vs-t.jpg    images that were learned, and new ones: which denoiser errs less?
     digits.gif         noise becomes digits
 
 Try this
-    python digits.py --guidance 10      too much for the network, not for the exact denoiser
-    python digits.py --num-steps 250    DDPM's last step adds less noise
-    python digits.py --num-images 120   two of each digit and font: the network copies them
+    python digits.py --guidance 10      does more guidance help, and whom?
+    python digits.py --num-steps 20     how many steps does a digit need?
+    python digits.py --num-images 120   two of each digit and font: does the network copy them?
 """
 
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # figures are files, also from a notebook
@@ -34,7 +35,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.animation import PillowWriter
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
@@ -47,7 +48,6 @@ from tqdm import tqdm
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")  # they come with matplotlib
 NAMES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10"]
 SIDE = 16  # pixels
-NO_LABEL = 10  # after 0, ..., 9
 
 
 def outlines():
@@ -88,6 +88,16 @@ def digits(n, rng):
     return torch.from_numpy(images).flatten(1) / 127.5 - 1, torch.arange(n) % 10
 
 
+def faults(n=600):
+    """What the script cannot do with the data, a line each, from a look at n images."""
+    images, labels = digits(n, torch.Generator())
+    learned, num_pixels = {*labels.chunk(2)[0].tolist()}, images.shape[1]
+    wrong = sorted(learned ^ {*range(labels.max() + 1)})
+    lines = [f"labels run from 0 up, each among the images learned: not {wrong}"] if wrong else []
+    square = round(num_pixels**0.5) ** 2 == num_pixels
+    return lines if square else [*lines, f"images are squares, not of {num_pixels} pixels"]
+
+
 def add_noise(x_0, t, sigma_q, rng):
     """x_t = x_0 + N(0, sigma_q^2 t I).  x_0: (n, d);  t: a float or (n, 1).  Returns (n, d)."""
     return x_0 + sigma_q * t**0.5 * torch.randn(x_0.shape, generator=rng)
@@ -105,11 +115,13 @@ def reverse_mean(x_t, t, dt, *, denoiser):
     return (dt / t) * denoiser(x_t, t) + (1 - dt / t) * x_t
 
 
-def guided_mean(x_t, t, dt, *, denoiser, label, w):
-    """reverse_mean of D + w (D(. | label) - D), arXiv 2207.12598 (whose w is less by 1).  (n, d)"""
+NO_LABEL = -1  # in the place of a label
+
+
+def guided(x_t, t, *, denoiser, label, w):
+    """D + w (D(. | label) - D), arXiv 2207.12598 (whose w is less by 1).  Returns (n, d)."""
     parts = [(1 - w, torch.full_like(label, NO_LABEL)), (w, label)]
-    guided = sum(share * denoiser(x_t, t, which) for share, which in parts if share)
-    return reverse_mean(x_t, t, dt, denoiser=lambda x_t, t: guided)
+    return sum(share * denoiser(x_t, t, which) for share, which in parts if share)
 
 
 # ----------------------------------------- The samplers -----------------------------------------
@@ -140,10 +152,17 @@ def ddim(reverse_mean, x_1, num_steps):
         yield x_t
 
 
+def ddpm_to_mean(reverse_mean, x_1, num_steps, sigma_q, rng):
+    """ddpm, but its last step adds no noise: x_0 = E[x_0 | x_dt].  Yields as ddpm does."""
+    x_t, dt = x_1, 1 / num_steps
+    for x_t in islice(ddpm(reverse_mean, x_1, num_steps, sigma_q, rng), num_steps - 1):
+        yield x_t
+    yield reverse_mean(x_t, dt, dt)
+
+
 # ------------------------------------------- Learning -------------------------------------------
 MIN_T = 1 / 250  # the smallest t that is learned: the last step of the most steps
-TIMES = [MIN_T, 0.01, 0.03, 0.1, 0.3, 1.0]  # where the errors are measured
-NUM_AXES = 96  # the other 160 have less than 1 % of the variance
+NUM_AXES = 96  # of 256 or of fewer; the other 160 have less than 1 % of the variance
 
 
 class Denoiser(nn.Module):
@@ -153,13 +172,14 @@ class Denoiser(nn.Module):
     Gaussian denoiser, since neighbouring pixels are alike, and the network works in its axes.
     """
 
-    def __init__(self, images, sigma_q, width=256, num_blocks=5):
+    def __init__(self, images, num_labels, sigma_q, width=256, num_blocks=5):
         super().__init__()
-        self.sigma_q, self.sigma_data = sigma_q, images.square().mean().sqrt()
+        self.num_labels, self.sigma_q = num_labels, sigma_q
+        self.sigma_data = images.square().mean().sqrt()
         variances, axes = torch.linalg.eigh(images.T @ images / len(images))  # in rising order
         self.variances, self.axes = variances[-NUM_AXES:], axes[:, -NUM_AXES:]
         num_axes = len(self.variances)  # at most as many as pixels
-        self.first = nn.Linear(num_axes + 1 + 11, width)  # x_t, t, the label
+        self.first = nn.Linear(num_axes + 1 + num_labels + 1, width)  # x_t, t, the label or none
         self.blocks = nn.ModuleList()
         for _ in range(num_blocks):
             hidden = [nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()]
@@ -176,10 +196,12 @@ class Denoiser(nn.Module):
         return shrink * (x_t @ self.axes) @ self.axes.T
 
     def forward(self, x_t, t, label):
-        """x_t: (n, d);  t: a float or (n, 1);  label: (n,), of 0, ..., NO_LABEL.  (n, d)"""
+        """x_t: (n, d);  t: a float or (n, 1);  label: (n,).  Returns (n, d)."""
         t = torch.as_tensor(t).expand(len(x_t), 1)
         z = x_t @ self.axes / (self.variances + self.sigma_q**2 * t).sqrt()
-        h = self.first(torch.cat([z, t.log() / 4, nn.functional.one_hot(label, 11)], dim=1))
+        num_inputs = self.num_labels + 1  # NO_LABEL is the last
+        which = nn.functional.one_hot(label % num_inputs, num_inputs)
+        h = self.first(torch.cat([z, t.log() / 4, which], dim=1))
         for block in self.blocks:
             h = h + block(h)
         return self.gaussian(x_t, t) + self.c_out(t) * self.last(h) @ self.axes.T
@@ -189,7 +211,7 @@ def train(images, labels, *, sigma_q, train_steps, rng, batch_size=256, learning
     """Pseudocode 6: sigma_t uniform, error / c_out, one label in 5 hidden.  images: (N, d)."""
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
-    denoiser = Denoiser(images, sigma_q)
+    denoiser = Denoiser(images, labels.max().item() + 1, sigma_q)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
     for _ in tqdm(range(train_steps), "training", disable=None):
@@ -220,22 +242,24 @@ def exact_denoiser(x_t, t, *, images, sigma_q):
 
 
 def exact_with_label(x_t, t, label, *, images, labels, sigma_q):
-    """E[x_0 | x_t, label]: the same over the images of that digit.  Arguments as in Denoiser."""
+    """E[x_0 | x_t, label]: the same over the images with that label.  Arguments as in Denoiser."""
     x_0 = torch.empty_like(x_t)
-    for digit in label.unique():
-        asked = label == digit
-        known = images if digit == NO_LABEL else images[labels == digit]
+    for which in label.unique():
+        asked = label == which
+        known = images if which == NO_LABEL else images[labels == which]
         x_0[asked] = exact_denoiser(x_t[asked], t, images=known, sigma_q=sigma_q)
     return x_0
 
 
 # ------------------------------------------ Measuring -------------------------------------------
+TIMES = [1.0, 0.3, 0.1, 0.03, 0.01, MIN_T]
 
 
 def measure(denoiser, exact, images, new, rng):
     """Errors without label at each of TIMES, per pixel, in units of c_out^2: {name: a list}.
 
-    Bayes error and excess as in experiment 3; on new images, their sum.  images, new: (n, d).
+    On the images learned: the least error, the minimiser's, and the excess of others beyond it, as
+    in experiment 3. On new images: the whole error.  images, new: (n, d).
     """
     none = torch.full((len(images),), NO_LABEL)
     errors = {}
@@ -246,7 +270,7 @@ def measure(denoiser, exact, images, new, rng):
             "Bayes error": images - best,
             "excess, Gaussian": denoiser.gaussian(x_t, t) - best,
             "excess, network": denoiser(x_t, t, none) - best,
-            "new images, exact": exact(new_t, t, none) - new,
+            "new images, minimiser": exact(new_t, t, none) - new,
             "new images, network": denoiser(new_t, t, none) - new,
         }.items():
             error = difference.square().mean() / denoiser.c_out(t) ** 2
@@ -254,37 +278,41 @@ def measure(denoiser, exact, images, new, rng):
     return errors
 
 
-def sample(denoiser, x_1, guidance, num_steps, sigma_q, rng):
-    """0, 1, ..., 9, 0, ... from x_1, (n, d), in four ways.  Returns {which: [x_1, ..., x_0]}."""
-    mean = partial(guided_mean, denoiser=denoiser, label=torch.arange(len(x_1)) % 10)
+def paths(denoiser, x_1, label, guidance, num_steps, sigma_q, rng):
+    """Runs the samplers from x_1, (n, d), for label, (n,).  Returns {which: [x_1, ..., x_0]}."""
+
+    def mean(w):
+        return partial(reverse_mean, denoiser=partial(guided, denoiser=denoiser, label=label, w=w))
+
     runs = {
-        "DDIM, without label": ddim(partial(mean, w=0), x_1, num_steps),
-        "DDPM, with label": ddpm(partial(mean, w=1), x_1, num_steps, sigma_q, rng),
-        "DDIM, with label": ddim(partial(mean, w=1), x_1, num_steps),
-        f"DDIM, guided, w = {guidance:g}": ddim(partial(mean, w=guidance), x_1, num_steps),
+        "DDIM, without label": ddim(mean(0), x_1, num_steps),
+        "DDPM, with label": ddpm_to_mean(mean(1), x_1, num_steps, sigma_q, rng),
+        "DDIM, with label": ddim(mean(1), x_1, num_steps),
+        f"DDIM, guided, w = {guidance:g}": ddim(mean(guidance), x_1, num_steps),
     }
     return {name: [x_1, *tqdm(run, name, num_steps, disable=None)] for name, run in runs.items()}
 
 
 def read(x_0, images, labels):
-    """The nearest image's digit and whether it is legible, (n,) each: others are twice as far."""
-    distances = torch.cdist(x_0, images)
-    nearest = torch.stack([distances[:, labels == k].amin(dim=1) for k in range(10)], dim=1)
-    two = nearest.topk(2, largest=False)  # the nearer one first
-    return two.indices[:, 0], two.values[:, 0] < two.values[:, 1] / 2
+    """The nearest image's label and whether it is legible, (n,) each: others are twice as far."""
+    kinds, distances = labels.unique(), torch.cdist(x_0, images)
+    nearest = torch.stack([distances[:, labels == kind].amin(dim=1) for kind in kinds], dim=1)
+    distance, place = nearest.min(dim=1)
+    other = nearest.scatter(1, place[:, None], torch.inf).amin(dim=1)
+    return kinds[place], distance < other / 2
 
 
-def summary(paths, twins, new, images, labels):
-    """Rows for table: shares, standard errors.  paths, twins: of sample;  new: (m, d), real."""
+def report(samples, twins, new, images, labels):
+    """Rows for table: shares, standard errors.  samples, twins: of paths;  new: (m, d), real."""
     rows = [["", "legible", "+-", "twin legible", "as its twin"]]
-    for name, path in {"new images": [new], **paths}.items():
-        digit, legible = read(path[-1], images, labels)
+    for name, path in {"new images": [new], **samples}.items():
+        which, legible = read(path[-1], images, labels)
         share = legible.double().mean().item()
-        rows.append([name, f"{share:.1%}", f"{(share * (1 - share) / len(digit)) ** 0.5:.1%}"])
-        if name in twins:
+        row = [name, f"{share:.1%}", f"{(share * (1 - share) / len(legible)) ** 0.5:.1%}"]
+        if name in twins:  # real images have none
             twin, twin_legible = read(twins[name][-1], images, labels)
-            rows[-1] += [f"{which.double().mean():.1%}" for which in (twin_legible, digit == twin)]
-    rows[1] += ["", ""]  # real images have no twin
+            row += [f"{x.double().mean():.1%}" for x in (twin_legible, which == twin)]
+        rows.append(row)
     return rows
 
 
@@ -294,9 +322,9 @@ BLUE, PINK = "#0072B2", "#CC79A7"
 
 
 def show_digits(ax, title, x_0, twin):
-    """The first ten of each, (n, d), in black and in blue, white at -1, ink at 1."""
+    """The first ten of each, (n, d), in blue and in black, white at -1, ink at 1."""
     ax.clear()
-    for k, (images, ink) in enumerate([(x_0, "k"), (twin, BLUE)]):
+    for k, (images, ink) in enumerate([(x_0, BLUE), (twin, "k")]):
         side = round(images.shape[1] ** 0.5)
         squares = nn.functional.pad(images[:10].reshape(10, side, side), (1, 1, 1, 1), value=-1)
         strip = squares.transpose(0, 1).flatten(1).numpy()  # side by side, with a margin
@@ -307,11 +335,11 @@ def show_digits(ax, title, x_0, twin):
     ax.tick_params(length=0)
 
 
-def draw_digits(paths, twins, mean_image):
-    """The first ten samples of each kind above their twins.  paths, twins: of sample."""
-    fig, axes = plt.subplots(len(paths), 1, figsize=(7, 6.2), layout="constrained")
-    for ax, name in zip(axes, paths):
-        show_digits(ax, name, paths[name][-1] + mean_image, twins[name][-1] + mean_image)
+def draw_digits(samples, twins, mean_image):
+    """The first ten samples of each kind above their twins.  samples, twins: of paths."""
+    fig, axes = plt.subplots(len(samples), 1, figsize=(7, 6.2), layout="constrained")
+    for ax, name in zip(axes, samples):
+        show_digits(ax, name, samples[name][-1] + mean_image, twins[name][-1] + mean_image)
     return fig
 
 
@@ -322,7 +350,7 @@ def draw_errors(errors):
     old.plot(TIMES, errors["excess, Gaussian"], "o-", color=PINK, label="excess, Gaussian denoiser")
     old.plot(TIMES, errors["excess, network"], "o-", color=BLUE, label="excess, network")
     old.set(title="Images learned: Bayes error, excess", ylabel=r"error / $c_\mathrm{out}^2$")
-    new.plot(TIMES, errors["new images, exact"], "ko-", label="exact denoiser")
+    new.plot(TIMES, errors["new images, minimiser"], "ko-", label="minimiser")
     new.plot(TIMES, errors["new images, network"], "o-", color=BLUE, label="network")
     new.set(title="New images: total error")
     for ax in (old, new):
@@ -331,17 +359,17 @@ def draw_errors(errors):
     return fig
 
 
-def animate(paths, twins, mean_image, sigma_q, num_frames=30):
-    """Noise becomes digits, guided, in frames about even in sigma_t; then as many of rest."""
+def save_movie(file, path, twin, mean_image, sigma_q, num_frames=30):
+    """Noise becomes digits, in frames about even in sigma_t; then as many of rest."""
     fig, ax = plt.subplots(figsize=(7, 1.9), layout="constrained")
-    (*_, path), (*_, twin) = paths.values(), twins.values()
-    num_steps, frames = len(path) - 1, []
-    for share in torch.linspace(1, -1, 2 * num_frames).clamp(min=0).tolist():
-        k = round(share**2 * num_steps)  # t = k dt
-        sigma_t = sigma_q * (k / num_steps) ** 0.5
-        pair = (torch.stack([path[-1 - k], twin[-1 - k]]) + mean_image) / (1 + sigma_t)  # contrast
-        frames.append((rf"$\sigma_t$ = {sigma_t:.2f}", *pair))
-    return FuncAnimation(fig, lambda frame: show_digits(ax, *frame), frames)
+    num_steps, writer = len(path) - 1, PillowWriter(fps=12)
+    with writer.saving(fig, file, dpi=80):
+        for share in torch.linspace(1, -1, 2 * num_frames).clamp(min=0).tolist():
+            k = round(share**2 * num_steps)  # t = k dt
+            sigma_t = sigma_q * (k / num_steps) ** 0.5
+            pair = torch.stack([path[-1 - k], twin[-1 - k]]) + mean_image
+            show_digits(ax, rf"$\sigma_t$ = {sigma_t:.2f}", *pair / (1 + sigma_t))  # contrast
+            writer.grab_frame()
 
 
 # ------------------------------------------ Running it ------------------------------------------
@@ -392,6 +420,7 @@ def table(rows):
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(100, 1, 250, "steps of a sampler, 1 / dt"),
         num_samples=(400, 10, 1000, "samples of each kind"),
         num_images=(3000, 60, 60_000, "images to learn from"),
@@ -412,17 +441,23 @@ def main(argv=None):
 
     errors = measure(denoiser, exact, images[: len(new)], new, rng)
     x_1 = args.sigma_q * torch.randn(args.num_samples, len(mean_image), generator=rng)
+    kinds = labels.unique()
+    label = kinds[torch.arange(args.num_samples) % len(kinds)]  # each in turn
+    start = (x_1, label, args.guidance, args.num_steps, args.sigma_q)
     # A twin has the same start and the same noise.
-    twins = sample(exact, x_1, args.guidance, args.num_steps, args.sigma_q, rng.clone_state())
-    paths = sample(denoiser, x_1, args.guidance, args.num_steps, args.sigma_q, rng)
+    twins = paths(exact, *start, rng.clone_state())
+    samples = paths(denoiser, *start, rng)
 
+    for name, figure in {
+        "digits": draw_digits(samples, twins, mean_image),
+        "excess-vs-t": draw_errors(errors),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    (*_, path), (*_, twin) = samples.values(), twins.values()  # guided
+    save_movie(args.figures_dir / "digits.gif", path, twin, mean_image, args.sigma_q)
     rows = [[name, *(f"{error:.3f}" for error in row)] for name, row in errors.items()]
     table([["t", *map(str, TIMES)], *rows])
-    table(summary(paths, twins, new, images, labels))
-    draw_digits(paths, twins, mean_image).savefig(args.figures_dir / "digits.jpg", dpi=120)
-    draw_errors(errors).savefig(args.figures_dir / "excess-vs-t.jpg", dpi=120)
-    movie = animate(paths, twins, mean_image, args.sigma_q)
-    movie.save(args.figures_dir / "digits.gif", writer=PillowWriter(fps=12), dpi=80)
+    table(report(samples, twins, new, images, labels))
     print(f"figures: {args.figures_dir}")
 
 

@@ -78,9 +78,12 @@ def gauss_legendre(n):
     return torch.tensor((1 + nodes) / 2), torch.tensor(weights / 2)
 
 
-# An average over theta is a sum over POINTS of the curve: two or more for each NOISE of its length.
+# An average over theta is a sum over POINTS of the curve, 50 for each piece of about 25 NOISE.
 LENGTH = curve(torch.linspace(0, END, 10_000)).diff(dim=0).norm(dim=1).sum().item()
-NODES, WEIGHTS = gauss_legendre(50 + min(2000, int(2 * LENGTH / max(NOISE, 1e-9))))
+PIECES = 1 + min(100, int(LENGTH / max(25 * NOISE, 1e-9)))
+NODES, WEIGHTS = gauss_legendre(50)
+NODES = ((torch.arange(PIECES)[:, None] + NODES) / PIECES).ravel()  # of theta / END
+WEIGHTS = WEIGHTS.repeat(PIECES) / PIECES
 POINTS = curve(END * NODES)  # (m, 2)
 SQUARE_0 = (WEIGHTS @ POINTS.square().sum(dim=1)).item() + 2 * NOISE**2  # E|x_0|^2
 SQUARE_1 = (INNER**2 + INNER * OUTER + OUTER**2) / 3  # E|x_1|^2
@@ -95,9 +98,9 @@ def faults(n=100_000):
     # If both are uniform on [0, 1] and independent, so are their sum and difference, modulo 1.
     uniform = torch.stack([radius, angle, (radius + angle) % 1, (radius - angle) % 1])
     off = (uniform.sort(dim=1).values - torch.linspace(0, 1, n)).abs().max()  # Kolmogorov's
-    least = max(LENGTH / 1000, (OUTER - INNER) / 40)
+    least = max(LENGTH / 2500, (OUTER - INNER) / 40)
     found = []
-    if not off < 2.5 / n**0.5:
+    if not (0 <= INNER < OUTER and off < 2.5 / n**0.5):
         found += ["annulus: x_1 must be round about 0, |x_1| uniform from INNER to OUTER"]
     if least > NOISE:
         found += [f"NOISE: {NOISE} is below {least:.2g}, too fine for the quadrature"]

@@ -339,9 +339,11 @@ def draw_denoisers(denoiser, exact, sigma_q, rng):
             row, (exact, denoiser), ("exact", "learned"), ("k", BLUE)
         ):
             ax.plot(*data.T, color="0.8", lw=4, zorder=0)
-            ax.quiver(*tails.T, *(field(tails, t) - tails).T, color=color, **arrow)
+            ax.quiver(*tails.T.numpy(), *(field(tails, t) - tails).T.numpy(), color=color, **arrow)
             ax.set_title(f"$E[x_0|x_t]$, {name}, $t$ = {t:g}")
-        image = row[2].pcolormesh(x, y, errors[t].view(size, size).T, norm=norm, cmap="magma")
+        image = row[2].pcolormesh(
+            x, y, errors[t].view(size, size).T.numpy(), norm=norm, cmap="magma"
+        )
         x_t = add_noise(swiss_roll(300, rng), t, sigma_q, rng)
         row[2].plot(*x_t.T, ".", color="w", ms=1.5)
         row[2].set_title("their distance; dots: $x_t$")
@@ -358,7 +360,7 @@ def draw_there_and_back(clouds):
     for column, (t, pair) in zip(axes.T, clouds.items()):
         for ax, x_t, x_0 in zip(column, pair, clouds[0]):
             place = torch.cdist(x_0, curve(THETA)).argmin(dim=1)
-            ax.scatter(*x_t.T, s=2, c=place, cmap="plasma", lw=0)
+            ax.scatter(*x_t.T, s=2, c=place.numpy(), cmap="plasma", lw=0)
             square(ax, *pair)
             ax.set(xticks=[], yticks=[], facecolor="0.08")
         column[0].set_title(f"$t$ = {t:g}")

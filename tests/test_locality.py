@@ -1,18 +1,23 @@
 """Experiment 14 held to references that share no code with it."""
 
-import inspect
+import re
 from functools import partial
 
-import digits
 import locality as s
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
+from conftest import paste, snippet
+from conftest import torch_rng as rng
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
+BLACK, GREY, BLUE, PINK = "#000000", "#808080", "#0072b2", "#cc79a7"
+# Unlike the default in all respects: 10 x 10 pixels, off center, three times as large.
+OTHER = """
+def digits(n, rng):
+    return 3 * torch.rand(n, 100, generator=rng) + 1, torch.zeros(n).long()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +27,7 @@ def images():
     return images - images.mean()
 
 
-def test_the_minimiser_is_that_of_experiment_13():
-    assert inspect.getsource(s.exact_denoiser) == inspect.getsource(digits.exact_denoiser)
-
-
-@pytest.mark.parametrize("window", [1, 3, 4, 5, 16])
+@pytest.mark.parametrize("window", [1, 4, 5, 16])
 def test_windows(window):
     """Pixel by pixel, around the edges."""
     images = torch.randn(2, 256, generator=rng(1))
@@ -38,30 +39,65 @@ def test_windows(window):
         assert (got[:, place].numpy() == np.stack(want, axis=1)).all()
 
 
-@pytest.mark.parametrize("t", [0.01, 0.04, 1.0])
-def test_local_denoiser(images, t):
-    """One pixel at a time, in a loop over all windows of all images."""
-    x_t = s.add_noise(images, t, 4.0, rng(2))[:2].double()
-    got = s.local_denoiser(x_t, t, images=images.double(), window=3, sigma_q=4.0)
-    noisy, known = x_t.view(2, 16, 16).numpy(), images.double().view(10, 16, 16).numpy()
-    for row, column in [(0, 0), (8, 7), (3, 15)]:
-        squares = np.zeros((10, 16, 16))
+@pytest.mark.parametrize("code", ["", snippet(s), OTHER])
+def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
+    """L, one pixel at a time, in a loop over all windows; and a minimiser of all pixels at once."""
+    own = paste(s, code) if code else s
+    images = own.digits(4, rng(2))[0].double()
+    images = images - images.mean()
+    side, t = round(images.shape[1] ** 0.5), 0.04
+    x_t = own.add_noise(images, t, 4.0, rng(3))[:2]
+    got = own.local_denoiser(x_t, t, images=images, window=3, sigma_q=4.0)
+    noisy, known = x_t.view(2, side, side).numpy(), images.view(4, side, side).numpy()
+    for row, column in [(0, 0), (8, 7), (3, side - 1)]:
+        squares = np.zeros((4, side, side))
         for i in (-1, 0, 1):
             for j in (-1, 0, 1):
                 shifted = np.roll(known, (-i, -j), axis=(1, 2))
-                squares += (shifted - noisy[1, (row + i) % 16, (column + j) % 16]) ** 2
+                squares += (shifted - noisy[1, (row + i) % side, (column + j) % side]) ** 2
         weights = np.exp(-(squares - squares.min()) / (2 * 16 * t))
+        wrong = "L is not the mean of the windows' centers, weighted by Bayes' rule"
         want = (weights * known).sum() / weights.sum()
-        assert got[1, 16 * row + column].item() == pytest.approx(want, abs=1e-5)
+        assert got[1, side * row + column].item() == pytest.approx(want, abs=1e-5), wrong
+    squares = ((noisy[:, None] - known) ** 2).sum(axis=(2, 3))
+    weights = np.exp(-(squares - squares.min(axis=1)[:, None]) / (2 * 16 * t))
+    want = weights @ images.numpy() / weights.sum(axis=1)[:, None]
+    whole = own.exact_denoiser(x_t, t, images=images, sigma_q=4.0)
+    assert np.abs(whole.numpy() - want).max() < 1e-5
+    if code:
+        monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+        own.NUM_DRAWS = 2
+        own.main([*SMALL, "--num-images=4", f"--figures-dir={tmp_path}"])
+        assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_pixels", [49, 200])
+def test_what_it_refuses(num_pixels, tmp_path, monkeypatch, capsys):
+    """Images that are too small for the largest window, or no squares."""
+    monkeypatch.setattr(s, "digits", lambda n, rng: (torch.zeros(n, num_pixels), None))
+    with pytest.raises(SystemExit, match="2"):
+        s.main([f"--figures-dir={tmp_path / 'new'}"])
+    assert str(num_pixels) in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_best_filter(images):
+    """By least squares on many windows with their noise drawn."""
+    x_0 = images.repeat(20, 1)
+    x_t = s.add_noise(x_0, 0.04, 4.0, rng(4))
+    seen = s.windows(x_t, 3).flatten(0, 1).double().numpy()
+    weights, (squares,), *_ = np.linalg.lstsq(seen, x_0.double().flatten().numpy(), rcond=None)
+    got = s.best_filter(x_t, 0.04, images=images, window=3, sigma_q=4.0)
+    assert np.square(got.flatten().numpy() - seen @ weights).mean() < 3e-4 * squares / len(seen)
 
 
 def test_errors_add_up(images):
     """E|f - x_0|^2 = E|L - x_0|^2 + E|f - L|^2 for an untrained f; not for one that sees more."""
     torch.manual_seed(3)
-    network = s.Denoiser(5, 4.0).requires_grad_(False)
+    network = s.Denoiser(images, 5, 4.0).requires_grad_(False)
     network.last[1].weight *= 10  # far from L
     whole = partial(s.exact_denoiser, images=images, sigma_q=4.0)
-    x_0 = images.repeat(15, 1)
+    x_0 = images.repeat(8, 1)
     x_t = s.add_noise(x_0, 0.04, 4.0, rng(4))
     best = s.local_denoiser(x_t, 0.04, images=images, window=5, sigma_q=4.0)
     for f, holds in [(network, True), (whole, False)]:
@@ -74,10 +110,10 @@ def test_errors_add_up(images):
 
 
 @pytest.mark.parametrize("window", [3, 5])
-def test_field_of_view(window):
+def test_field_of_view(images, window):
     """A pixel is seen from the places around it and nowhere else; all places are alike."""
     torch.manual_seed(5)
-    network = s.Denoiser(window, 4.0).requires_grad_(False)
+    network = s.Denoiser(images, window, 4.0).requires_grad_(False)
     x_t = torch.randn(1, 16, 16, generator=rng(6))
     other = x_t.clone()
     other[0, 0, 9] += 1
@@ -92,60 +128,59 @@ def test_field_of_view(window):
 
 def test_first_guess(images):
     """If the last layer gives 2: the best linear guess from the pixel itself, and 2 its error."""
-    network = s.Denoiser(5, 4.0).requires_grad_(False)
+    network = s.Denoiser(images, 5, 4.0).requires_grad_(False)
     network.last[1].weight.zero_()
     network.last[1].bias.fill_(2)
-    assert images.std().item() == pytest.approx(s.SIGMA_DATA, rel=0.05)
     for t in (0.01, 1.0):
         x_t = s.add_noise(images, t, 4.0, rng(7))
-        slope = 1 / (1 + 16 * t / s.SIGMA_DATA**2)
+        slope = 1 / (1 + 16 * t / images.numpy().var())
         want = slope * x_t + 2 * (slope * 16 * t) ** 0.5
         assert (network(x_t, t) - want).abs().max() < 1e-5
-        assert network.c_out(t) == pytest.approx((slope * 16 * t) ** 0.5)
+        assert network.c_out(t).item() == pytest.approx((slope * 16 * t) ** 0.5)
 
 
 def test_it_learns(images, monkeypatch):
     """Nearly L; and the loss goes to L's error over c_out^2, a mean over sigma_t uniform."""
     losses, backward = [], torch.Tensor.backward
-
-    def spy(loss):
-        losses.append(loss.item())
-        backward(loss)
-
-    monkeypatch.setattr(torch.Tensor, "backward", spy)
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda loss: (losses.append(loss.item()), backward(loss))
+    )
     network = s.train(images, window=3, sigma_q=4.0, train_steps=250, rng=rng(8), batch_size=512)
-    local = partial(s.local_denoiser, images=images, window=3, sigma_q=4.0)
+    view = {"images": images, "window": 3, "sigma_q": 4.0}
+    local, linear = partial(s.local_denoiser, **view), partial(s.best_filter, **view)
     monkeypatch.setattr(s, "NUM_DRAWS", 10)
-    found = s.measure(network, local, local, images, rng(9))
-    least = [0.98, 0.97, 0.95, 0.94, 0.96, 0.94, 0.88]
-    assert (np.array(found["share of L learned"]) > least).all()
-    error = np.add(found["least error (L's)"], found["network's excess"])
-    mean = np.trapezoid(error, np.sqrt(s.TIMES)) / (1 - s.MIN_T**0.5)
+    monkeypatch.setattr(s, "TIMES", [1.0, 0.64, 0.36, 0.16, 0.04, 0.01, s.MIN_T])
+    _, least, _, excess, learned = s.measure(network, local, linear, local, images, rng(9)).values()
+    assert (np.array(learned)[1:6] > [0.2, 0.4, 0.7, 0.7, 0.6]).all()
+    mean = -np.trapezoid(np.add(least, excess), np.sqrt(s.TIMES)) / (1 - s.MIN_T**0.5)
     assert np.mean(losses[-50:]) == pytest.approx(mean, rel=0.05)
 
 
 def test_measure_of_known_errors(images):
-    """If x_t itself were L: the noise is its error, .1^2 the excess of + .1; noise and .2^2."""
+    """If x_t itself were L: the noise is its error; + .1, + .3, - .2 are off by their squares."""
 
     def network(x_t, t):
         return x_t + 0.1
 
-    network.sigma_q, network.c_out = 4.0, lambda t: 2 + t
-    found = s.measure(network, lambda x_t, t: x_t, lambda x_t, t: x_t - 0.2, images, rng(10))
+    network.sigma_q, network.c_out = 4.0, lambda t: torch.tensor(2 + t)
+    linear, whole = (lambda x_t, t: x_t + 0.3), (lambda x_t, t: x_t - 0.2)
+    found = s.measure(network, lambda x_t, t: x_t, linear, whole, images, rng(10))
     noise, unit = 16 * np.array(s.TIMES), (2 + np.array(s.TIMES)) ** 2
-    assert found["least error (L's)"] * unit == pytest.approx(noise, rel=0.06)
-    assert found["minimiser's error"] * unit == pytest.approx(noise + 0.04, rel=0.06)
-    assert found["network's excess"] * unit == pytest.approx(0.01, rel=1e-3)
-    unlearned = 0.01 / (noise + s.SIGMA_DATA**2)
-    assert 1 - np.array(found["share of L learned"]) == pytest.approx(unlearned, rel=0.1)
+    minimiser, least, line, excess, learned = map(np.array, found.values())
+    assert least * unit == pytest.approx(noise, rel=0.06)
+    assert minimiser * unit == pytest.approx(noise + 0.04, rel=0.06)
+    assert line * unit == pytest.approx(0.09, rel=1e-3)
+    assert excess * unit == pytest.approx(0.01, rel=1e-3)
+    assert learned == pytest.approx(8 / 9, rel=1e-3)
 
 
-def test_sample():
+def test_paths():
     """A network that always says a goes straight there: at every t, a + sqrt(t) (x_1 - a)."""
     x_1, a = torch.randn(3, 256, generator=rng(11)), torch.arange(256.0) / 100
-    path = s.sample(lambda x_t, t: a.expand(x_t.shape), x_1, 4, "")
-    want = [a + t**0.5 * (x_1 - a) for t in (1, 0.75, 0.5, 0.25, 0)]
-    assert (torch.stack(path) - torch.stack(want)).abs().max() < 1e-5
+    found = s.paths({"a": lambda x_t, t: a.expand(x_t.shape), "0": lambda x_t, t: 0 * x_t}, x_1, 4)
+    for name, end in ("a", a), ("0", 0 * a):
+        want = [end + t**0.5 * (x_1 - end) for t in (1, 0.75, 0.5, 0.25, 0)]
+        assert (torch.stack(found[name]) - torch.stack(want)).abs().max() < 1e-5
 
 
 def test_report(images):
@@ -153,44 +188,43 @@ def test_report(images):
     wave = torch.linspace(0, 6 * torch.pi, 257)[:-1]
     sine, cosine = wave.sin(), wave.cos()  # uncorrelated
     shifted = images.view(10, 16, 16).roll((5, -3), (1, 2)).flatten(1)
-    shifted[0, :4] += 1.45  # 2.9 away, a copy
+    shifted[0, :4] += 1.45  # 2.9 away, a copy: a blank is 9.3 from an image
     shifted[1:3, :4] += 2  # 4 away, none
     far = images.max() + 1 + torch.stack([sine, 2 * sine, sine + 2 * cosine])
     others = torch.stack([3 - shifted[0], shifted[1] + sine / 2, cosine])
-    paths = {"network": [None, shifted[:3]], "A": [None, others], "B": [None, far]}
+    samples = {"network": [None, shifted[:3]], "A": [None, others], "B": [None, far]}
     assert s.likeness(sine.expand(3, -1), far) == pytest.approx([1, 1, 0.2], abs=1e-4)
-    rows = s.report(paths, images)
-    assert [row[0] for row in rows] == ["DDIM", "network", "A", "B"]
-    assert rows[1][1:] == ["1.000", "4.00", "33%"]
+    _, network, a, b = (row[1:] for row in s.report(samples, images))
+    assert network == ["1.000", "4.00", "33%"]
     same = [np.corrcoef(x, y)[0, 1] ** 2 for x, y in zip(shifted.numpy(), others.numpy())]
     assert 1 > sorted(same)[1] > np.mean(same) + 0.01
-    assert (rows[2][1], rows[2][3]) == (f"{np.median(same):.3f}", "0%")
+    assert (a[0], a[2]) == (f"{np.median(same):.3f}", "0%")
     apart = [min((image - x).norm() for image in images) for x in far]  # no shift is nearer
-    assert float(rows[3][2]) == pytest.approx(np.median(apart), rel=0.02)
+    assert float(b[1]) == pytest.approx(np.median(apart), rel=0.02)
+
+
+def colored(ax):
+    """The first number of each curve: {color: y}."""
+    return {to_hex(line.get_color()): line.get_ydata()[0] for line in ax.lines}
 
 
 def test_figures(images):
-    """Each curve and each picture is what its label says, in the panel whose title says so."""
-    found = {"least error (L's)": 1, "network's excess": 2, "share of L learned": 0.5}
-    found = {name: [x + k / 10 for k in range(7)] for name, x in found.items()}
-    found["minimiser's error"] = [5.0] * 7
+    """Each curve and each picture in its color, beside those that it is compared with."""
+    names = ["minimiser's error", "least error for a window (L's)", "excess, best filter"]
+    names += ["excess, network", "learned beyond the filter"]
+    found = {name: [x] * 6 for name, x in zip(names, (5.0, 1.0, 2.0, 0.25, 0.5))}
     left, right = s.draw_errors(found).axes
-    lines = {line.get_label(): line for line in left.lines}
-    assert lines["$L$, the least for a window"].get_ydata()[2] == pytest.approx(1.2)
-    assert lines["network"].get_xydata()[3] == pytest.approx([0.04, 3.6])
-    assert lines["minimiser"].get_ydata()[3] == 5
-    assert right.lines[0].get_xydata()[1] == pytest.approx([0.0025, 0.6])
-    assert (lines["network"].get_color(), right.lines[0].get_color()) == (s.BLUE, s.BLUE)
+    assert colored(left) == {PINK: 3, BLACK: 1, BLUE: 1.25, GREY: 5}
+    assert colored(right) == {BLUE: 0.5, BLACK: 1}
     for ax in (left, right):
-        assert ax.get_xlim()[0] > 1 > ax.get_xlim()[1] > 0
+        assert ax.get_xlim()[0] > 1 > 0.01 > ax.get_xlim()[1] > 0
 
-    names, squares = ["network", "its twin", "minimiser"], images.view(10, 16, 16).numpy()
-    paths = {name: [None, images / (k + 1)] for k, name in enumerate(names)}
-    for k, ax in enumerate(s.draw_samples(paths, 0.25).axes):
-        strip = np.asarray(ax.images[0].get_array()).reshape(16, 10, 16)
-        assert ax.get_ylabel() == names[k]
-        assert np.abs(strip[:, 3] - squares[3] / (k + 1) - 0.25).max() < 1e-5
-        assert ax.images[0].cmap(1.0)[:3] == to_rgb(s.BLUE if k == 1 else "k")
+    samples = {name: [None, images / (k + 1)] for k, name in enumerate(["network", "b", "c"])}
+    for k, ax in enumerate(s.draw_samples(samples, 0.25).axes):
+        (strip,) = ax.images
+        squares = np.asarray(strip.get_array()).reshape(16, 10, 16).swapaxes(0, 1)
+        assert np.abs(squares.reshape(10, 256) - images.numpy() / (k + 1) - 0.25).max() < 1e-5
+        assert to_hex(strip.cmap(1.0)) == (BLACK if k else BLUE)
 
 
 def test_the_windows_drawn(images):
@@ -198,71 +232,53 @@ def test_the_windows_drawn(images):
     end = images[[4]].view(16, 16).roll((-2, 1), (0, 1)).view(1, 256)
     path = [end + 4 * k / 100 for k in range(100, -1, -1)]
     fig = s.draw_windows(path, 0.25, images=images, window=5, sigma_q=0.5)
-    rows = np.reshape(fig.axes, (2, 5))
-    ink = s.windows(end, 5)[0].sum(dim=1).argmax().item()
-    down, right = divmod(ink, 16)
-    for row, k in zip(rows, (16, 4)):
-        assert row[0].get_title().endswith(f"{0.5 * (k / 100) ** 0.5:.2g}")
-        drawn = row[0].images[0].get_array() - 0.25
+    down, right = divmod(s.windows(end, 5)[0].sum(dim=1).argmax().item(), 16)
+    rows = {round(ax.get_position().y0, 2): [] for ax in fig.axes}
+    for ax in fig.axes:
+        rows[round(ax.get_position().y0, 2)].append(ax)
+    for k, (noisy, nearest, *others) in zip((16, 4), rows.values()):
+        assert str(0.5 * (k / 100) ** 0.5) in noisy.get_title()  # sigma_t
         centered = np.roll(path[100 - k].view(16, 16).numpy(), (8 - down, 8 - right), axis=(0, 1))
-        assert np.abs(drawn - centered).max() < 1e-5
-        assert row[0].patches[0].get_xy() == (5.5, 5.5)
-        assert row[0].images[0].cmap(1.0)[:3] == to_rgb(s.BLUE)
-    drawn = rows[1][1].images[0].get_array() - 0.25
-    assert np.abs(drawn.flatten() - images[4].numpy()).max() < 1e-5
-    assert rows[1][1].patches[0].get_xy() == (right - 1 - 2.5, down + 2 - 2.5)
-    weights = [float(ax.get_title()[7:-1]) for ax in rows[1][1:]]
+        assert np.abs(noisy.images[0].get_array() - 0.25 - centered).max() < 1e-5
+        assert noisy.patches[0].get_xy() == (5.5, 5.5)
+    assert np.abs(nearest.images[0].get_array().flatten() - 0.25 - images[4].numpy()).max() < 1e-5
+    assert nearest.patches[0].get_xy() == (right - 1 - 2.5, down + 2 - 2.5)
+    weights = [float(re.search(r"[\d.]+", ax.get_title())[0]) for ax in (nearest, *others)]
     assert weights == sorted(weights, reverse=True)
 
 
-def test_main(tmp_path, monkeypatch):
+SMALL = ["--num-samples=4", "--num-steps=3", "--train-steps=2", "--window=3"]
+
+
+def test_main(images, tmp_path, monkeypatch, spy, capsys):
     """One start for all; each denoiser to its place; what is printed is what was measured."""
-    calls = {"train": [], "measure": [], "sample": [], "report": [], "table": []}
-    calls |= {"draw_samples": [], "draw_errors": [], "draw_windows": []}
-
-    def spy(name, original):
-        def call(*args, **options):
-            result = original(*args, **options)
-            calls[name].append((args, options, result))
-            return result
-
-        monkeypatch.setattr(s, name, call)
-
-    for name in calls:
-        spy(name, getattr(s, name))
+    names = "train measure paths report draw_samples draw_errors draw_windows"
+    calls = {name: spy(s, name) for name in names.split()}
     monkeypatch.setattr(s, "NUM_DRAWS", 2)
-    small = "--num-images 3 --num-samples 4 --num-steps 3 --train-steps 2 --window 3 --sigma-q 2"
-    s.main(f"--figures-dir {tmp_path} {small}".split())
-    _, options, network = calls["train"][0]
-    images = options["images"]
-    assert images.mean().abs() < 1e-6
-    view = {"images": images, "window": 3, "sigma_q": 2}
-    assert options == {**view, "train_steps": 2, "rng": options["rng"]}
-    assert (network.window, network.sigma_q) == (3, 2)
-    (learned, local, exact, old, _), _, found = calls["measure"][0]
-    assert (learned, old) == (network, images)
-    assert (local.func, local.keywords) == (s.local_denoiser, view)
-    assert (exact.func, exact.keywords) == (s.exact_denoiser, {"images": images, "sigma_q": 2})
-    x_1 = calls["sample"][0][0][1]
-    assert x_1.std().item() == pytest.approx(2, rel=0.1)
-    paths = {}
-    for f, call in zip((network, local, exact), calls["sample"]):
-        (which, start, num_steps, name), _, path = call
-        assert (which, num_steps) == (f, 3)
-        assert start is x_1
-        paths[name] = path
-    assert [*paths] == ["network", "its twin", "minimiser"]
-    assert calls["report"][0][0] == (paths, images)
-    (drawn, mean), _, _ = calls["draw_samples"][0]
-    assert drawn == paths
-    assert mean.item() == pytest.approx(s.digits(3, rng())[0].mean().item())
-    assert calls["draw_errors"][0][0] == (found,)
-    assert calls["draw_windows"][0][0][0] is paths["its twin"]
-    assert calls["draw_windows"][0][1] == view
-    (heading, *rows), report = (args[0] for args, _, _ in calls["table"])
-    assert report is calls["report"][0][2]
-    assert [float(t) for t in heading[1:]] == pytest.approx(s.TIMES, rel=0.01)
-    assert {name: row for name, *row in rows} == {
-        name: [f"{value:.3f}" for value in row] for name, row in found.items()
-    }
-    assert len({*map(tuple, found.values())}) == len(found)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    s.main([*SMALL, "--num-images=3", "--sigma-q=2", f"--figures-dir={tmp_path}"])
+    (learned,), (found,), (sampled,), (report,), (drawn,), (errors,), (seen,) = calls.values()
+    known, network = learned.images, learned.result
+    assert known.mean().abs() < 1e-6
+    assert (learned.window, learned.sigma_q, learned.train_steps) == (3, 2, 2)
+    assert found.images is known
+    x_1, view = sampled.x_1, {"images": known, "window": 3, "sigma_q": 2}
+    local = s.local_denoiser(x_1, 0.5, **view)
+    whole = s.exact_denoiser(x_1, 0.5, images=known, sigma_q=2)
+    assert (x_1.std().item(), sampled.num_steps) == (pytest.approx(2, rel=0.1), 3)
+    for got, want in [
+        *zip(sampled.denoisers.values(), (network(x_1, 0.5), local, whole)),
+        *zip((found.denoiser, found.local, found.exact), (network(x_1, 0.5), local, whole)),
+        (found.linear, s.best_filter(x_1, 0.5, **view)),
+    ]:
+        assert torch.equal(got(x_1, 0.5), want)
+    assert report.samples == drawn.samples == sampled.result
+    assert (report.images, errors.found) == (known, found.result)
+    assert seen.path is [*sampled.result.values()][1]
+    assert (seen.images, seen.window, seen.sigma_q) == (known, 3, 2)
+    for call in (drawn, seen):
+        assert call.mean.item() == pytest.approx(s.digits(3, rng())[0].mean().item())
+    printed = capsys.readouterr().out.split("figures:")[0]
+    cells = [f"{x:.3f}" for row in found.result.values() for x in row]
+    cells += [cell for row in report.result[1:] for cell in row[1:]]
+    assert re.findall(r"(?<!\S)-?[\d.]+%?(?!\S)", printed) == [f"{t:.2g}" for t in s.TIMES] + cells

@@ -1,9 +1,10 @@
-"""Experiment 14: a network that sees a window makes new images, a formula nearly the same ones.
+"""Experiment 14: what a window makes of the training images, and a network that sees no more.
 
 The claim
-    What a convolutional network returns at a pixel depends on a window of x_t around it, the same
-    way everywhere. If the window is small, no image is seen whole, and none copied. The best
-    guess, L = E[pixel | window], makes nearly the same images (Kamb & Ganguli, arXiv 2412.20292).
+    What this convolutional network returns at a pixel depends on a window of x_t around it, the
+    same way everywhere. Windows of several images fit together in many ways, if they are small: so
+    what is drawn is new. And the best guess, L = E[pixel | window], draws nearly the same
+    (Kamb & Ganguli, arXiv 2412.20292).
 
 The truth beside it
     `local_denoiser`: the mean of the centers of all windows of all training images, weighted by
@@ -12,14 +13,14 @@ The truth beside it
     both, the loss's minimiser, which sees the whole image: `exact_denoiser`.
 
 What to look for in figures/
-    samples.jpg       network and twin draw nearly the same new strokes, the minimiser copies
+    samples.jpg       the network, its twin and the minimiser, from the same starts: which copies?
     excess-vs-t.jpg   left, what seeing a window costs; right, how much of L is learned
-    windows.jpg       where L gets a stroke from: windows of several digits
+    windows.jpg       where L gets a stroke from: windows of which digits?
 
 Try this
-    python locality.py --window 3       less is seen: dots and short strokes
-    python locality.py --window 9       more is seen, and more is to be learned
-    python locality.py --num-images 1   one digit, and no copy of it
+    python locality.py --window 3       less is seen: is the network nearer to its twin?
+    python locality.py --window 13      more is seen, but never a whole image: are there copies?
+    python locality.py --num-images 1   windows of one digit only: is it copied?
 """
 
 import os
@@ -92,11 +93,24 @@ def add_noise(x_0, t, sigma_q, rng):
     return x_0 + sigma_q * t**0.5 * torch.randn(x_0.shape, generator=rng)
 
 
+def faults():
+    """What the script cannot do with the data, a line each, from a look at one image."""
+    num_pixels = digits(1, torch.Generator())[0].shape[1]
+    side = round(num_pixels**0.5)
+    good = side**2 == num_pixels and side >= 8  # the largest window, 15, goes once around
+    return [] if good else [f"images are squares of 8 x 8 or more, not of {num_pixels} pixels"]
+
+
+def squares(images):
+    """(n, d) to (n, side, side)."""
+    return images.unflatten(-1, (round(images.shape[-1] ** 0.5), -1))
+
+
 def windows(images, window):
     """The window around each pixel; edges are circular.  (n, d) to (n, d, window^2), by rows."""
     before, after = window // 2, (window - 1) // 2
-    squares = images.view(-1, 1, SIDE, SIDE)
-    padded = nn.functional.pad(squares, (before, after, before, after), mode="circular")
+    around = (before, after, before, after)
+    padded = nn.functional.pad(squares(images)[:, None], around, mode="circular")
     return nn.functional.unfold(padded, window).transpose(1, 2)
 
 
@@ -131,7 +145,6 @@ def ddim(reverse_mean, x_1, num_steps):
 
 # ------------------------------------------- Learning -------------------------------------------
 MIN_T = 1 / 1600  # the smallest t that is learned
-SIGMA_DATA = 0.59  # the standard deviation of the data, per pixel
 
 
 class Denoiser(nn.Module):
@@ -141,29 +154,28 @@ class Denoiser(nn.Module):
     network of the window^2 numbers seen there. Preconditioned as in experiment 3.
     """
 
-    def __init__(self, window, sigma_q, width=64, num_blocks=3):
+    def __init__(self, images, window, sigma_q, width=64, num_blocks=3):
         super().__init__()
-        self.window, self.sigma_q = window, sigma_q
+        self.window, self.sigma_q, self.variance = window, sigma_q, images.square().mean()
         self.first = nn.Linear(window**2 + 1, width)  # the window, and t
         self.blocks = nn.ModuleList()
         for _ in range(num_blocks):
-            block = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            block = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
             self.blocks.append(block)
-        self.last = nn.Sequential(nn.GELU(), nn.Linear(width, 1))
+        self.last = nn.Sequential(nn.ReLU(), nn.Linear(width, 1))
 
     def c_out(self, t):
         """The error of the best linear guess of a pixel from that pixel of x_t."""
-        return SIGMA_DATA / (1 + SIGMA_DATA**2 / (self.sigma_q**2 * t)) ** 0.5
+        return (1 / self.variance + 1 / (self.sigma_q**2 * t)) ** -0.5
 
     def pixel(self, seen, t):
         """E[pixel | window], learned.  seen: (m, window^2);  t: a float or (m, 1).  (m, 1)"""
-        variance = self.sigma_q**2 * torch.as_tensor(t).expand(len(seen), 1)
-        std_t = (variance + SIGMA_DATA**2).sqrt()  # of x_t
-        h = self.first(torch.cat([seen / std_t, variance.log() / 4], dim=1))
+        noise = self.sigma_q**2 * torch.as_tensor(t).expand(len(seen), 1)  # its variance
+        h = self.first(torch.cat([seen / (self.variance + noise).sqrt(), noise.log() / 4], dim=1))
         for block in self.blocks:
             h = h + block(h)
         center = seen[:, self.window // 2 * (self.window + 1)][:, None]
-        return (SIGMA_DATA / std_t) ** 2 * center + self.c_out(t) * self.last(h)
+        return self.variance / (self.variance + noise) * center + self.c_out(t) * self.last(h)
 
     def forward(self, x_t, t):
         """x_t: (n, d);  t: a float.  Returns (n, d)."""
@@ -178,7 +190,7 @@ def train(images, *, window, sigma_q, train_steps, rng, batch_size=2048, learnin
     """
     # nn.Linear draws its weights from torch's own generator: its seed is drawn from ours.
     torch.manual_seed(torch.randint(2**60, (), generator=rng).item())
-    denoiser = Denoiser(window, sigma_q)
+    denoiser = Denoiser(images, window, sigma_q)
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, train_steps)
     known, centers = windows(images, window).flatten(0, 1), images.view(-1, 1)
@@ -216,6 +228,14 @@ def local_denoiser(x_t, t, *, images, window, sigma_q):
     return torch.stack([posterior(seen) @ centers for seen in windows(x_t, window)])
 
 
+def best_filter(x_t, t, *, images, window, sigma_q):
+    """The best guess of a pixel that is linear in the window, Wiener's.  As local_denoiser."""
+    known = windows(images, window).flatten(0, 1)
+    covariance = known.T @ known / len(known) + sigma_q**2 * t * torch.eye(window**2)
+    weights = torch.linalg.solve(covariance, known.T @ images.flatten() / len(known))
+    return windows(x_t, window) @ weights
+
+
 def exact_denoiser(x_t, t, *, images, sigma_q):
     """E[x_0 | x_t]: the mean of the images, weighted by p(image | x_t), Bayes' rule (experiment 2).
 
@@ -227,36 +247,40 @@ def exact_denoiser(x_t, t, *, images, sigma_q):
 
 
 # ------------------------------------------ Measuring -------------------------------------------
-TIMES = [MIN_T, 0.0025, 0.01, 0.04, 0.16, 0.64, 1.0]
+TIMES = [1.0, 0.64, 0.36, 0.16, 0.04, 0.01]  # of those that 100 steps visit, down to the last
 NUM_DRAWS = 40  # of x_t, at each of TIMES
-COPY = 3  # what is nearer is a copy: of the ten digits, shifted, no two are within 6
 
 
-def measure(denoiser, local, exact, images, rng):
+def measure(denoiser, local, linear, exact, images, rng):
     """Means over images, pixels and noise at each of TIMES, errors in units of c_out^2.
 
-    denoiser: the network;  local: L;  exact: the minimiser.  Returns {name: a list}.
+    denoiser: the network;  local: L;  linear: the best filter;  exact: the minimiser.
+    Returns {name: a list}.
     """
     found, mean_square = {}, nn.functional.mse_loss
     x_0 = images[torch.arange(NUM_DRAWS) % len(images)]
     for t in TIMES:
         x_t = add_noise(x_0, t, denoiser.sigma_q, rng)
         best, unit = local(x_t, t), denoiser.c_out(t) ** 2
-        excess = mean_square(denoiser(x_t, t), best)
+        excess = {f: mean_square(f(x_t, t), best) for f in (denoiser, linear)}
         for name, value in {
-            "least error (L's)": mean_square(best, x_0) / unit,
-            "network's excess": excess / unit,
-            "share of L learned": 1 - excess / best.var(),
             "minimiser's error": mean_square(exact(x_t, t), x_0) / unit,
+            "least error for a window (L's)": mean_square(best, x_0) / unit,
+            "excess, best filter": excess[linear] / unit,
+            "excess, network": excess[denoiser] / unit,
+            "learned beyond the filter": 1 - excess[denoiser] / excess[linear],
         }.items():
             found.setdefault(name, []).append(value.item())
     return found
 
 
-def sample(denoiser, x_1, num_steps, name):
-    """Runs DDIM from x_1, (n, d).  Returns [x_1, ..., x_0]."""
-    steps = ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps)
-    return [x_1, *tqdm(steps, name, num_steps, disable=None)]
+def paths(denoisers, x_1, num_steps):
+    """Runs DDIM from x_1, (n, d), with each of denoisers.  Returns {name: [x_1, ..., x_0]}."""
+    found = {}
+    for name, denoiser in denoisers.items():
+        steps = ddim(partial(reverse_mean, denoiser=denoiser), x_1, num_steps)
+        found[name] = [x_1, *tqdm(steps, name, num_steps, disable=None)]
+    return found
 
 
 def likeness(x, y):
@@ -267,16 +291,21 @@ def likeness(x, y):
 
 def nearest(x_0, images):
     """The distance to the nearest training image, wherever it is shifted.  (n, d) to (n,)."""
-    return torch.cdist(x_0, windows(images, SIDE).flatten(0, 1)).amin(dim=1)
+    side = round(images.shape[1] ** 0.5)
+    return torch.cdist(x_0, windows(images, side).flatten(0, 1)).amin(dim=1)
 
 
-def report(paths, images):
-    """Rows for table; medians over samples.  paths: {name: [x_1, ..., x_0]}."""
+def report(samples, images):
+    """Rows for table; medians over samples.  samples: of paths.
+
+    A copy is nearer to a training image than a third of what a blank is.
+    """
     rows = [["DDIM", "corr^2 with the network's", "to nearest training image", "copies"]]
-    for name, path in paths.items():
+    copy = images.norm(dim=1).mean() / 3
+    for name, path in samples.items():
         distance = nearest(path[-1], images)
-        same = likeness(path[-1], paths["network"][-1]).median()
-        copies = (distance < COPY).double().mean()
+        same = likeness(path[-1], samples["network"][-1]).median()
+        copies = (distance < copy).double().mean()
         rows.append([name, f"{same:.3f}", f"{distance.median():.2f}", f"{copies:.0%}"])
     return rows
 
@@ -288,19 +317,20 @@ BLUE, PINK = "#0072B2", "#CC79A7"
 
 def show(ax, images, color):
     """An image, (d,), or several side by side, (k, d), white at -1, full colour at 1."""
-    strip = images.view(-1, SIDE, SIDE).transpose(0, 1).flatten(1).numpy()
+    strip = squares(images.view(-1, images.shape[-1])).transpose(0, 1).flatten(1).numpy()
     ink = LinearSegmentedColormap.from_list("", ["w", color])
     ax.imshow(strip, ink, vmin=-1, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
 
 
-def draw_samples(paths, mean):
-    """Ten starts side by side, a row for each denoiser.  paths: {name: [x_1, ..., x_0]}."""
+def draw_samples(samples, mean):
+    """Ten starts side by side, a row for each denoiser.  samples: of paths."""
     fig, axes = plt.subplots(3, 1, figsize=(10, 3.6), layout="constrained")
-    for ax, (name, path) in zip(axes, paths.items()):
+    for ax, (name, path) in zip(axes, samples.items()):
         x_0 = path[-1][:10] + mean
-        show(ax, x_0, BLUE if name == "its twin" else "k")
-        ax.vlines(SIDE * np.arange(1, len(x_0)) - 0.5, -0.5, SIDE - 0.5, color="0.7", lw=1)
+        show(ax, x_0, BLUE if name == "network" else "k")
+        side = len(squares(x_0)[0])
+        ax.vlines(side * np.arange(1, len(x_0)) - 0.5, -0.5, side - 0.5, color="0.7", lw=1)
         ax.set_ylabel(name, fontsize=14)
     return fig
 
@@ -308,39 +338,48 @@ def draw_samples(paths, mean):
 def draw_errors(found):
     """found: of measure."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    least = np.array(found["least error (L's)"])
+    least = np.array(found["least error for a window (L's)"])
+    left.plot(TIMES, least + found["excess, best filter"], "o-", color=PINK, label="best filter")
     left.plot(TIMES, least, "ko-", lw=3, label="$L$, the least for a window")
-    left.plot(TIMES, least + found["network's excess"], "o-", color=BLUE, label="network")
+    left.plot(TIMES, least + found["excess, network"], "o-", color=BLUE, label="network")
     left.plot(TIMES, found["minimiser's error"], "o--", color="0.5", label="minimiser")
     left.set(title="Error: $E|f - x_0|^2$", ylabel=r"per pixel, in units of $c_\mathrm{out}^2$")
-    right.plot(TIMES, found["share of L learned"], "o-", color=BLUE)
-    right.set(title=r"Learned: $1 - E|f - L|^2 / \mathrm{Var}\, L$", ylim=(None, 1))
+    right.plot(TIMES, found["learned beyond the filter"], "o-", color=BLUE)
+    right.axhline(1, color="k", lw=1)
+    right.set(title="Of what the best filter misses of $L$,\nthe share that the network learned")
+    right.set(ylim=(min(0, *found["learned beyond the filter"]), 1.05))
     for ax in (left, right):
-        ax.set(xscale="log", xlabel="$t$", xlim=(1.3, 0.8 * TIMES[0]))
+        ax.set(xscale="log", xlabel="$t$", xlim=(1.3, 0.8 * TIMES[-1]))
         ax.grid(alpha=0.3)
-    left.legend()
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
+
+
+def show_window(ax, image, place, window):
+    """An image, (d,), with a frame around the window of that pixel."""
+    show(ax, image, "k")
+    down, right = divmod(place, len(squares(image)))
+    corner = (right - window // 2 - 0.5, down - window // 2 - 0.5)
+    ax.add_patch(plt.Rectangle(corner, window, window, fill=False, color=PINK, lw=2))
 
 
 def draw_windows(path, mean, *, images, window, sigma_q):
     """At two noise levels, the first x_t of path, a window, and those that weigh most."""
     num_steps, known = len(path) - 1, windows(images, window).flatten(0, 1)
     place = windows(path[-1][:1], window).sum(dim=2).argmax().item()  # where there is most ink
+    num_pixels, side = images.shape[1], len(squares(images)[0])
     fig, axes = plt.subplots(2, 5, figsize=(9, 4.2), layout="constrained")
     for row, t in zip(axes, (0.16, 0.04)):
         k = max(1, round(t * num_steps))  # t = k dt
         sigma_t, x_t = sigma_q * (k / num_steps) ** 0.5, path[num_steps - k][:1]
-        show(row[0], windows(x_t, SIDE)[0, place] + mean, BLUE)  # shifted: it is in the middle
+        middle = side // 2 * (side + 1)  # x_t is shifted: the window is there
+        show_window(row[0], windows(x_t, side)[0, place] + mean, middle, window)
         row[0].set_title(rf"$x_t$, $\sigma_t$ = {sigma_t:.2g}")
         posterior = window_posterior(windows(x_t, window)[0, [place]], known, sigma_t)[0]
-        weights, places = posterior.topk(4)
-        for ax, weight, index in zip(row[1:], weights, places):
-            show(ax, images[index // SIDE**2] + mean, "k")
+        for ax, weight, index in zip(row[1:], *(x.tolist() for x in posterior.topk(4))):
+            image, pixel = divmod(index, num_pixels)
+            show_window(ax, images[image] + mean, pixel, window)
             ax.set_title(f"weight {weight:.1%}")
-        for ax, index in zip(row, [SIDE // 2 * (SIDE + 1), *places.tolist()]):
-            down, right = divmod(index % SIDE**2, SIDE)
-            corner = (right - window // 2 - 0.5, down - window // 2 - 0.5)
-            ax.add_patch(plt.Rectangle(corner, window, window, fill=False, color=PINK, lw=2))
     return fig
 
 
@@ -392,12 +431,13 @@ def table(rows):
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_steps=(100, 1, 1600, "steps of the sampler, 1 / dt"),
         num_samples=(30, 1, 1000, "samples of each denoiser"),
         num_images=(10, 1, 300, "images to learn from"),
         window=(5, 1, 15, "pixels on a side of what the network sees"),
         sigma_q=(4.0, 0.5, 20.0, "std of the noise at t = 1, and of the base"),
-        train_steps=(5000, 1, 10**6, "steps of the optimizer"),
+        train_steps=(4000, 1, 10**6, "steps of the optimizer"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     torch.set_num_threads(1)  # the same bytes on any number of cores, and hardly slower
@@ -411,18 +451,20 @@ def main(argv=None):
     local = partial(local_denoiser, **view)
     exact = partial(exact_denoiser, images=images, sigma_q=args.sigma_q)
 
-    found = measure(denoiser, local, exact, images, rng)
-    x_1 = args.sigma_q * torch.randn(args.num_samples, SIDE**2, generator=rng)
-    paths = {"network": denoiser, "its twin": local, "minimiser": exact}
-    paths = {name: sample(f, x_1, args.num_steps, name) for name, f in paths.items()}
+    found = measure(denoiser, local, partial(best_filter, **view), exact, images, rng)
+    x_1 = args.sigma_q * torch.randn(args.num_samples, images.shape[1], generator=rng)
+    denoisers = {"network": denoiser, "its twin": local, "minimiser": exact}
+    samples = paths(denoisers, x_1, args.num_steps)
 
+    for name, figure in {
+        "samples": draw_samples(samples, mean),
+        "excess-vs-t": draw_errors(found),
+        "windows": draw_windows(samples["its twin"], mean, **view),
+    }.items():
+        figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
     rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in found.items()]
     table([["t", *(f"{t:.2g}" for t in TIMES)], *rows])
-    table(report(paths, images))
-
-    draw_samples(paths, mean).savefig(args.figures_dir / "samples.jpg", dpi=120)
-    draw_errors(found).savefig(args.figures_dir / "excess-vs-t.jpg", dpi=120)
-    draw_windows(paths["its twin"], mean, **view).savefig(args.figures_dir / "windows.jpg", dpi=120)
+    table(report(samples, images))
     print(f"figures: {args.figures_dir}")
 
 

@@ -216,39 +216,14 @@ def test_training(spy):
     exact = Brute(s.WEIGHTS, s.CENTERS, s.STD).velocity(x[:, 0].double().numpy(), 0.6)
     v = network.velocity(x, t)
     assert np.abs(v[:, 0].numpy() - exact).max() < 0.3
+    rates = {"train_steps": 40, "learning_rate": 1e-6, "start": network, "batch_size": 9}
     draws = spy(s, "mixture")
-    rates = {"train_steps": 3, "learning_rate": 1e-6, "start": network, "batch_size": 9}
-    moved = s.train(s.velocity_loss, rng=torch_rng(1), **rates).velocity(x, t)
-    assert [call.n for call in draws] == [9, 9, 9]
+    other = s.train(s.velocity_loss, rng=torch_rng(1), **rates)
+    assert [call.n for call in draws] == [9] * 40
     assert torch.equal(v, network.velocity(x, t))
-    assert 0 < (moved - v).abs().max() < 1e-3
-    # One cycle: of 40 steps of size 1e-4 or less each weight moves by about half as much as 40.
-    one = s.train(s.velocity_loss, rng=torch_rng(1), **{**rates, "train_steps": 40})
-    first, last = (next(n.parameters()) for n in (network, one))
-    assert (first - last).abs().max() < 0.7 * 40e-6
-
-
-def test_learning(monkeypatch):
-    """Which loss, from what start, on how much."""
-    calls = []
-
-    def train(loss, **given):
-        calls.append((loss, given))
-        return s.MeanVelocity(width=1)
-
-    monkeypatch.setattr(s, "train", train)
-    networks = s.learn(7, train_steps=10, more_steps=3, rng=None)
-    losses, given = zip(*calls)
-    assert [*losses[:1], losses[3], losses[5]] == [
-        *(s.velocity_loss, s.mean_flow_loss, s.mean_flow_loss)
-    ]
-    assert [losses[k].keywords["num_levels"] for k in (1, 2)] == [7, s.MANY]
-    assert losses[4].keywords["velocity"] == networks["velocity"].velocity
-    assert [x["train_steps"] for x in given] == [10, 10, 20, 15, 10, 3]
-    assert [x.get("batch_size") for x in given] == [None, 256, 256, None, 256, None]
-    starts = [x.get("start") for x in given]
-    assert starts == [*[None] * 4, networks["velocity"], networks["distilled"]]
-    assert len(s.learn(7, train_steps=10, more_steps=0, rng=None)) == 5
+    # One cycle of the learning rate: each weight moves by less than 40 steps of its largest.
+    first, last = (next(n.parameters()) for n in (network, other))
+    assert 0 < (first - last).abs().max() < 0.7 * 40e-6
 
 
 def test_samplers():
@@ -275,11 +250,8 @@ def test_samplers():
     one, two = s.perfect(5)
     near(one, s.consistent(x, 5))
     near(two, s.consistent(0.4 * s.FRESH + 0.6 * one, 5, 2))
-
-
-def test_distances():
-    rms, median = s.apart(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([1.0, 2.0, 6.0]))
-    assert (rms, median) == pytest.approx(((25 / 3) ** 0.5, 3.0))
+    rms_and_median = s.apart(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([1.0, 2.0, 6.0]))
+    assert rms_and_median == pytest.approx(((25 / 3) ** 0.5, 3.0))
     laws = s.apart_as_laws(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 4.0]))
     assert laws == pytest.approx(0.5**0.5), "W_2 pairs the least with the least"
 
@@ -340,7 +312,7 @@ def test_main(tmp_path, monkeypatch, spy):
     monkeypatch.setattr(s, "LEVELS", [2, 5])
     monkeypatch.setattr(s, "STEPS", [1, 3])
     monkeypatch.setattr(s, "MANY", 9)
-    learned, tables = spy(s, "learn"), spy(s, "table")
+    learned, tables, trained = spy(s, "learn"), spy(s, "table"), spy(s, "train")
     idea, maps, errors = (spy(s, f"draw_{name}") for name in ("idea", "maps", "errors"))
     options = "--train-steps 3 --num-levels 4 --more-steps 2 --seed 5"
     s.main([*options.split(), "--figures-dir", str(tmp_path)])
@@ -348,6 +320,14 @@ def test_main(tmp_path, monkeypatch, spy):
     assert (call.num_levels, call.train_steps, call.more_steps) == (4, 3, 2)
     assert call.rng.initial_seed() == 5
     networks, twins = call.result, s.flow_map(s.STARTS, 1, 0)
+    losses = [call.loss for call in trained]
+    assert (losses[0], losses[3], losses[5]) == (s.velocity_loss, *[s.mean_flow_loss] * 2)
+    assert [loss.keywords["num_levels"] for loss in losses[1:3]] == [4, 9]
+    assert losses[4].keywords["velocity"] == networks["velocity"].velocity
+    given = [(call.train_steps, call.batch_size) for call in trained]
+    assert given == [(3, 512), (3, 256), (6, 256), (4, 512), (3, 256), (2, 512)]
+    starts = [*[None] * 4, networks["velocity"], networks["distilled"]]
+    assert [call.start for call in trained] == starts
     (_, *rows), (levels, perfect), (steps, *by_steps) = (table.rows for table in tables)
     assert len(rows) == len(networks) + 1
 

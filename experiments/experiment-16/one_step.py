@@ -493,7 +493,8 @@ def table(rows):
 def report(samples, fixed, twins):
     """A row for each network, one for the map.  samples, fixed: {name: x_0 in one step, in two}."""
     exact = again(partial(flow_map, r=0), twins, FRESH, 0.5)
-    rows = [["", *["one step: RMS", "median", "two steps: W_2"] * 2]]
+    kinds = ("one step: RMS", "perfect: RMS")
+    rows = [["", *(cell for kind in kinds for cell in (kind, "median", "two steps: W_2"))]]
     for name, x_0s in {**samples, "exact map": (twins, exact)}.items():
         pairs = [x_0s, fixed[name]] if name in fixed else [x_0s]
         cells = [f"{e:.4f}" for x, y in pairs for e in (*apart(x, twins), apart_as_laws(y, twins))]

@@ -96,8 +96,11 @@ def test_the_truth_follows_the_data(code):
     mean, second = weights @ centers, weights @ (centers**2 + std**2)
     close(draws.mean(), mean, "draws: mean", atol=5 * draws.std() / 20_000**0.5)
     close((draws**2).mean(), second, "draws", atol=5 * (draws**2).std() / 20_000**0.5)
-    network = m.Denoiser("x_0", data)
+    network, seen = m.Denoiser("x_0", data).requires_grad_(False), []
     close([network.mean_0, network.std_0], [mean, (second - mean**2) ** 0.5], "Denoiser: its units")
+    network.layers.register_forward_hook(lambda _, given, __: seen.append(given[0][:, 0]))
+    m.learned(draws + rng(4).standard_normal(20_000), 0.25, network=network)
+    close([seen[0].mean(), seen[0].std()], [0, 1], "Denoiser: inputs in these units", atol=0.04)
 
 
 def test_data_that_it_cannot_do(capsys, tmp_path):

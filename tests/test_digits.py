@@ -167,7 +167,10 @@ def test_it_learns(data):
 
 
 def test_measure_of_known_errors(data):
-    """If x_t itself were the best guess: the noise is the Bayes error, .1^2 the excess of + .1."""
+    """If x_t itself were the best guess: the noise is the Bayes error, .1^2 the excess of + .1.
+
+    Each is drawn in its color, beside those that it is compared with.
+    """
 
     def exact(x_t, t, label):
         assert (label == s.NO_LABEL).all()
@@ -187,6 +190,14 @@ def test_measure_of_known_errors(data):
     assert (line, excess) == (pytest.approx(0.04, rel=1e-3), pytest.approx(0.01, rel=1e-3))
     assert (new, learned) == (pytest.approx(noise, rel=0.03), pytest.approx(noise + 0.01, rel=0.03))
     assert (least != new).all()
+
+    panels = s.draw_errors({name: [k, 3, 1, 2, 5, 9] for k, name in enumerate(errors)}).axes
+    for ax in panels:
+        assert (ax.get_xscale(), ax.get_ylim()[0]) == ("log", 0)
+        assert ax.get_xlim()[0] > 1 > 0.004 > ax.get_xlim()[1]  # as sampling runs
+        assert all([*line.get_xdata()] == s.TIMES for line in ax.lines)
+    drawn = [{to_hex(x.get_color()): x.get_ydata()[0] for x in ax.lines} for ax in panels]
+    assert drawn == [{BLACK: 0, PINK: 1, BLUE: 2}, {BLACK: 3, BLUE: 4}]
 
 
 def test_read_and_report():
@@ -257,19 +268,6 @@ def test_digits_are_drawn(monkeypatch):
     assert len(frames) == 6
     for frame, k, sigma_t in zip(frames, (4, 1, 0, 0, 0, 0), (4, 2, 0, 0, 0, 0)):
         assert torch.allclose(frame, (draws[3, :, 4 - k, :10] + mean) / (1 + sigma_t))
-
-
-def test_errors_are_drawn():
-    """Each in its color, beside those that it is compared with."""
-    names = "Bayes error;excess, Gaussian;excess, network;new images, minimiser;new images, network"
-    errors = {name: [k, 3, 1, 2, 5, 9] for k, name in enumerate(names.split(";"))}
-    panels = s.draw_errors(errors).axes
-    for ax in panels:
-        assert (ax.get_xscale(), ax.get_ylim()[0]) == ("log", 0)
-        assert ax.get_xlim()[0] > 1 > 0.004 > ax.get_xlim()[1]  # as sampling runs
-        assert all([*line.get_xdata()] == s.TIMES for line in ax.lines)
-    drawn = [{to_hex(x.get_color()): x.get_ydata()[0] for x in ax.lines} for ax in panels]
-    assert drawn == [{BLACK: 0, PINK: 1, BLUE: 2}, {BLACK: 3, BLUE: 4}]
 
 
 SMALL = ["--num-samples=12", "--num-steps=3", "--train-steps=2"]

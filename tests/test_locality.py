@@ -173,6 +173,13 @@ def test_measure_of_known_errors(images):
     assert excess * unit == pytest.approx(0.01, rel=1e-3)
     assert learned == pytest.approx(8 / 9, rel=1e-3)
 
+    rows = dict(zip(found, ([x] * 6 for x in (5.0, 1.0, 2.0, 0.25, 0.5))))
+    panels = s.draw_errors(rows).axes
+    drawn = [{to_hex(x.get_color()): x.get_ydata()[0] for x in ax.lines} for ax in panels]
+    assert drawn == [{PINK: 3, BLACK: 1, BLUE: 1.25, GREY: 5}, {BLUE: 0.5, BLACK: 1}]
+    for ax in panels:
+        assert ax.get_xlim()[0] > 1 > 0.01 > ax.get_xlim()[1] > 0
+
 
 def test_paths():
     """A network that always says a goes straight there: at every t, a + sqrt(t) (x_1 - a)."""
@@ -203,22 +210,8 @@ def test_report(images):
     assert float(b[1]) == pytest.approx(np.median(apart), rel=0.02)
 
 
-def colored(ax):
-    """The first number of each curve: {color: y}."""
-    return {to_hex(line.get_color()): line.get_ydata()[0] for line in ax.lines}
-
-
-def test_figures(images):
-    """Each curve and each picture in its color, beside those that it is compared with."""
-    names = ["minimiser's error", "least error for a window (L's)", "excess, best filter"]
-    names += ["excess, network", "learned beyond the filter"]
-    found = {name: [x] * 6 for name, x in zip(names, (5.0, 1.0, 2.0, 0.25, 0.5))}
-    left, right = s.draw_errors(found).axes
-    assert colored(left) == {PINK: 3, BLACK: 1, BLUE: 1.25, GREY: 5}
-    assert colored(right) == {BLUE: 0.5, BLACK: 1}
-    for ax in (left, right):
-        assert ax.get_xlim()[0] > 1 > 0.01 > ax.get_xlim()[1] > 0
-
+def test_samples_are_drawn(images):
+    """Each denoiser's in a row of its own, in its color."""
     samples = {name: [None, images / (k + 1)] for k, name in enumerate(["network", "b", "c"])}
     for k, ax in enumerate(s.draw_samples(samples, 0.25).axes):
         (strip,) = ax.images

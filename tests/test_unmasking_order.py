@@ -142,7 +142,7 @@ def test_sampler_at_every_step(rule, letters):
     data = s.one_hot(listed)
     counted = partial(s.denoiser, words=data)
     before = torch.zeros(n, *data.shape[1:], dtype=torch.float64)
-    for k, x_t in enumerate(s.unmask(rule, counted, before, letters, torch_rng(7)) or (), 1):
+    for k, x_t in enumerate(s.unmask_by(rule, counted, before, letters, torch_rng(7)) or (), 1):
         assert (x_t.sum(dim=(1, 2)) == min(k * letters, 3)).all(), f"{letters} letters a step"
         assert (x_t >= before).all(), "a letter that was seen has changed, or is hidden again"
         before = x_t
@@ -178,7 +178,7 @@ def test_main(tmp_path, monkeypatch, spy):
     """The page's list, two letters a step: prints and pictures are the trained network's."""
     own = paste(s, snippet(s))
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    calls = {name: spy(own, name) for name in ("train", "table", "watch")}
+    calls = {name: spy(own, name) for name in ("train", "table", "paths")}
     figures = {name: spy(own, f"draw_{name}") for name in ("laws", "runs", "sweep")}
     own.main([*"--letters 2 --train-steps 30 --seed 3".split(), "--figures-dir", str(tmp_path)])
     (trained,) = calls["train"]
@@ -212,9 +212,9 @@ def test_main(tmp_path, monkeypatch, spy):
     exact = np.array([(n * q)[order].tolist() for pair in laws for q in pair])
     assert np.array(drawn) == pytest.approx(exact)
     assert [x.get_text() for x in panel.get_xticklabels()] == [own.WORDS[k] for k in order]
-    for rule, call, panel in zip(s.RULES, calls["watch"], figures["runs"][0].result.axes):
+    for rule, call, panel in zip(s.RULES, calls["paths"], figures["runs"][0].result.axes):
         x_1 = torch.zeros(16, *data.shape[1:], dtype=torch.float64)
-        steps = [own.spell(x_t) for x_t in [x_1, *own.unmask(rule, network, x_1, 2, call.rng)]]
+        steps = [own.spell(x_t) for x_t in [x_1, *own.unmask_by(rule, network, x_1, 2, call.rng)]]
         found = {text.get_position(): (text.get_text(), text.get_color()) for text in panel.texts}
         for x, y in itertools.product(range(3), range(16)):
             wrong = s.HIDDEN not in steps[x][y] and steps[x][y] not in own.WORDS

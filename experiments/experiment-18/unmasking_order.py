@@ -87,7 +87,7 @@ RULES = ("random", "surest place", "likeliest draw")
 TIE = 1e-9  # probabilities that are equal, but for rounding: then the first place wins
 
 
-def unmask(rule, denoiser, x_1, letters, rng):
+def unmask_by(rule, denoiser, x_1, letters, rng):
     """Shows so many letters a step, drawn independently, at the places that the rule ranks first.
 
     x_1: zeros, (n, length, letters of the alphabet).  Yields x_t after every step.
@@ -267,10 +267,10 @@ def report(laws, errors):
     return rules, words, sizes
 
 
-def watch(rule, denoiser, words, letters, rng, num_words=16):
-    """The words of one run, as spelled before the first step and after each."""
+def paths(rule, denoiser, words, letters, rng, num_words=16):
+    """[x_1, ..., x_0] of one run of the sampler, from all letters hidden."""
     x_1 = torch.zeros(num_words, *words.shape[1:], dtype=words.dtype)
-    return [spell(x_t) for x_t in [x_1, *unmask(rule, denoiser, x_1, letters, rng)]]
+    return [x_1, *unmask_by(rule, denoiser, x_1, letters, rng)]
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -301,7 +301,7 @@ def draw_laws(laws):
 
 
 def draw_runs(runs):
-    """Words as they appear.  runs: {rule: of watch}."""
+    """Words as they appear.  runs: {rule: words before the first step and after each}."""
     fig, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 5), layout="constrained")
     for ax, (rule, moments) in zip(axes, runs.items()):
         for column, texts in enumerate(moments):
@@ -388,11 +388,11 @@ def main(argv=None):
     counted = partial(denoiser, words=words)
     laws = measure({"counted": counted, "network": network}, words, args.letters)
     errors = sweep(counted, words)
-    runs = {rule: watch(rule, network, words, args.letters, rng) for rule in RULES}
+    runs = {rule: paths(rule, network, words, args.letters, rng) for rule in RULES}
 
     for name, figure in {
         "laws": draw_laws(laws),
-        "runs": draw_runs(runs),
+        "runs": draw_runs({rule: [*map(spell, path)] for rule, path in runs.items()}),
         "two-at-once": draw_sweep(errors),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)

@@ -32,8 +32,9 @@ def path(request):
 LESS = {
     "gaussian": {"STEP_COUNTS": [1, 10]},
     "generalization": {"NUM_POINTS": [10, 20, 40]},
+    "couplings": {"BATCHES": [1, 4]},
     "fast_samplers": {"BUDGETS": [8, 15]},
-    "nearly_gaussian": {"STEP_COUNTS": [1, 10]},
+    "nearly_gaussian": {"STEP_COUNTS": [1, 10], "NUM_SIGMAS": 5},
     "likelihood": {"STEP_COUNTS": [10, 100]},
     "locality": {"SIDE": 8, "NUM_DRAWS": 2},
     "words": {"STEP_COUNTS": [1, 4]},
@@ -103,8 +104,9 @@ def contents(folder):
 # -------------------------------------------- Copies --------------------------------------------
 # Names that play the same part in several scripts and do it in another way in each.
 OWN = set(
-    "main faults measure sample train report apart save_movie least_loss guided distance denoiser "
-    "mixture trajectories Denoiser Network law times errors nearest paths".split()
+    "main faults measure sample train report apart least_loss guided distance denoiser mixture "
+    "trajectories Denoiser law times errors nearest paths starts follow solution "
+    "exact_velocity".split()
 )
 # Names that are the same to the letter in these scripts, if perhaps not in others.
 COPIES = {
@@ -113,7 +115,7 @@ COPIES = {
     "ddpm": "gaussian point_mass swiss_roll digits",
     "ddim": "gaussian point_mass two_points swiss_roll ddim_as_flow prediction_target digits "
     "locality",
-    "flow": "flow_matching couplings",
+    "flow": "flow_matching couplings one_step",
     "curve": "swiss_roll generalization prediction_target",
     "exact_denoiser": "swiss_roll prediction_target",
     "Denoiser": "swiss_roll generalization",
@@ -203,6 +205,8 @@ def test_form(path, script):
 def test_bad_input_is_refused_before_any_work(script, tmp_path, monkeypatch):
     """By argparse: usage, a line that names the option, status 2; no file written."""
     monkeypatch.setattr(Figure, "savefig", None)  # cannot be called
+    if hasattr(script, "faults"):  # looks at the data, which takes some scripts a while
+        monkeypatch.setattr(script, "faults", lambda *_, **__: [])
     (tmp_path / "file").write_text("as it was")
     bad = [("--figures-dir", tmp_path / "file"), ("--figures-dir", tmp_path / "file/below")]
     bad += [("--no-such-option", "1")]
@@ -365,3 +369,29 @@ def test_pages():
         text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         text = re.sub(r"\$`[^`\n]+`\$", "", text)
         assert "$" not in re.sub(r"`[^`\n]+`", "", text), page
+
+
+def test_dictionary():
+    """Each cell of the front page's table, run: theirs goes in, ours comes out."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"## Dictionary\n.*?\|---.*?\n(.*?)\n\n(.*?)\n\n", page, re.DOTALL)
+    x_0, eps = np.random.default_rng(0).standard_normal((2, 5))
+    sigma, sigma_next = 0.7, 0.5
+    a, s = 1 / (1 + sigma**2), sigma / (1 + sigma)  # theirs for this noise level
+    x_t = x_0 + sigma * eps
+    ours = [x_t, sigma, x_0, eps, -eps / sigma, x_0 - eps, sigma**2 - sigma_next**2]
+    theirs = [
+        {"x": a**0.5 * x_t, "a": a, "eps": eps, "beta": 1 - a * (1 + sigma_next**2)},
+        {"x": x_t, "sigma": sigma, "D": x_0, "sigma_next": sigma_next},
+        {"x": (1 - s) * x_0 + s * eps, "s": s, "v": eps - x_0},
+        {"x": s * eps + (1 - s) * x_0, "s": 1 - s, "v": x_0 - eps},
+    ]
+    rows = [line[1:-1].split("|")[-4:] for line in table[1].replace(r"\|", "").splitlines()]
+    assert len(rows) == len(ours)
+    for row, wanted in zip(rows, ours):
+        for cell, names in zip(row, theirs):
+            for code in re.findall("`(.+)`", cell):
+                np.testing.assert_allclose(eval(code, {}, names), wanted, err_msg=code)
+    (code,) = re.findall(r"denoiser is `(.+?)`", table[2])  # of v_prediction
+    v = {**theirs[0], "v": a**0.5 * eps - (1 - a) ** 0.5 * x_0}
+    np.testing.assert_allclose(eval(code, {}, v), x_0)

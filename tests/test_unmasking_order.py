@@ -71,6 +71,7 @@ def test_the_truth_follows_the_data(text, rule, letters):
     own = paste(s, text)
     data = own.one_hot(own.WORDS)
     law = own.law(rule, partial(own.denoiser, words=data), data, letters)
+    assert law is not None, "law returns nothing"
     brute = brute_law(rule, tuple(own.WORDS), letters)
     for word, q in zip(own.WORDS, law.tolist()):
         exact = float(brute[word])
@@ -110,6 +111,9 @@ def test_the_likeliest_draw_by_brute_force():
     data = s.one_hot(listed)
     law = s.law("likeliest draw", partial(s.denoiser, words=data), data).tolist()
     assert sum(states[word] for word in s.WORDS) == n
+    assert sum(q for word, q in zip(listed, law) if word[-1] == "e") == pytest.approx(
+        0.934, abs=5e-4
+    )
     for word, q in zip(s.WORDS, law):
         assert abs(states[word] / n - q) < 5 * (q * (1 - q) / n) ** 0.5, word
 

@@ -63,6 +63,7 @@ def test_data():
     both = (shown[:, 0] * shown[:, 1]).mean()
     assert abs(both - 0.49) < 5 * 0.5 / 20_000**0.5
     lost = EXACT(state("r.."))  # no word fits: all count for what is hidden
+    assert lost is not None, "denoiser returns nothing"
     assert lost[0, :2].max(dim=1).values.tolist() == pytest.approx([1, 1])
     assert (s.spell(lost), lost[0, 2].max().item()) == (["rat"], pytest.approx(0.4))
 

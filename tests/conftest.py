@@ -24,7 +24,6 @@ os.environ["NO_COLOR"] = "1"  # argparse's messages, from Python 3.14 on
 def pytest_configure(config):
     """Numbers that go wrong are errors, and so is any warning raised in a script's lines."""
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
-    config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script")  # torch's own, in jvp
     config.addinivalue_line("filterwarnings", "ignore:Animation was deleted")
     for script in SCRIPTS:
         config.addinivalue_line("filterwarnings", f"error:::{script.stem}")

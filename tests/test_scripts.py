@@ -38,7 +38,7 @@ LESS = {
     "likelihood": {"STEP_COUNTS": [10, 100]},
     "locality": {"SIDE": 8, "NUM_DRAWS": 2},
     "words": {"STEP_COUNTS": [1, 4]},
-    "one_step": {"LEVELS": [1, 2], "GRID": np.linspace(-7, 7, 701)},
+    "one_step": {"LEVELS": [1, 2], "STEPS": [1, 2], "MANY": 4},
 }
 
 

@@ -1,222 +1,234 @@
-"""Experiment 6 held to references that share no code with it."""
+"""Experiment 6 held to Bayes' rule one number at a time, to draws, and to ranks."""
 
 import math
+import re
 from functools import partial
 from statistics import NormalDist
-from types import SimpleNamespace
 
 import ddim_as_flow as s
 import numpy as np
 import pytest
+from conftest import paste, rng, snippet
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
-THREE = {"points": np.array([[-2.0], [0.3], [1.5]]), "weights": np.array([0.2, 0.5, 0.3])}
+
+def close(got, want, hint, **tolerance):
+    assert got is not None, hint
+    assert np.allclose(got, want, **{"rtol": 1e-9, "atol": 1e-9, **tolerance}), hint
 
 
-def mean_x_0(x, alpha, beta, points, weights):
-    """E[x_0 | x] for one x, (d,): Bayes' rule, every density written out."""
-    logs = [
-        math.log(w) - sum((x - alpha * a) ** 2) / (2 * beta**2) for a, w in zip(points, weights)
-    ]
+def bayes(x, alpha, beta, points, weights):
+    """E[x_0 | x] for one x, (d,): every density written out."""
+    logs = [math.log(w) - sum((x - alpha * a) ** 2) / 2 / beta**2 for a, w in zip(points, weights)]
     odds = [math.exp(log - max(logs)) for log in logs]
     return sum(o * a for o, a in zip(odds, points)) / sum(odds)
 
 
-def left_of(y, sigma, points, weights):
-    """P(x_0 + N(0, sigma^2) < y), a mixture's distribution function."""
-    return sum(w * NormalDist(a, sigma).cdf(y) for w, a in zip(weights, points[:, 0]))
+def left_of(x, sigma, points, weights):
+    """P(x_0 + N(0, sigma^2) < x) for each of x, (n, 1): a mixture's distribution function."""
+    return [sum(w * NormalDist(a, sigma).cdf(y) for w, (a,) in zip(weights, points)) for (y,) in x]
+
+
+OTHER_DATA = {
+    "the script's": "DATA = {'points': np.array([[-1.1], [1.1]]), 'weights': np.array([0.8, 0.2])}",
+    "the page's": snippet(s),
+    "on a line": "DATA = {'points': [[14.0], [20.5], [29.0]], 'weights': [0.2, 0.5, 0.3]}",
+    "in the plane": "DATA = {'points': [[9, 0], [0, 9], [5, 5]], 'weights': [0.1, 0.3, 0.6]}",
+    "one in space": "DATA = {'points': np.array([[1.0, 2.0, 3.0]]), 'weights': np.array([1.0])}",
+}
+
+
+@pytest.mark.parametrize("code", OTHER_DATA.values(), ids=OTHER_DATA)
+def test_the_truth_follows_the_data(code):
+    """Denoiser, starts and solution; then each run, step by step, of this test's own recursion."""
+    m, sigma_q, u = paste(s, code), 3.0, np.array([0.01, 0.3, 0.55, 0.78, 0.9])
+    points, weights = (np.array(m.DATA[name], float) for name in ("points", "weights"))
+    known, d = partial(m.denoiser, **m.DATA), points.shape[1]
+    x_1 = m.starts(u, sigma_q, **m.DATA)
+    for alpha, beta in [(1, 2.0), (0.3, 0.9), (0.9, 0.05)]:
+        want = [bayes(x, alpha, beta, points, weights) for x in alpha * x_1]
+        close(known(alpha * x_1, alpha, beta), want, "denoiser: E[x_0 | alpha x_0 + beta N(0, I)]")
+    if d == 1:
+        close(left_of(x_1, sigma_q, points, weights), u, "starts: the u-quantiles", atol=1e-6)
+    else:
+        draws = m.starts(np.linspace(0, 1, 4000), sigma_q, **m.DATA)
+        mean = weights @ points
+        covariance = (points - mean).T * weights @ (points - mean) + sigma_q**2 * np.eye(d)
+        error = (np.diag(covariance) / 4000) ** 0.5
+        assert (abs(draws.mean(axis=0) - mean) < 5 * error).all(), "starts: draws of p_1"
+        close(np.cov(draws.T), covariance, "starts: draws of p_1", atol=0.15 * covariance.max())
+
+    middles = np.array([0.6, 0.2])
+    levels = [1, *np.ravel([[1.01 * r, r, 0.99 * r] for r in middles]), 0]
+    path = m.solution(known, x_1, sigma_q * np.array(levels))
+    close(path[0], x_1, "solution: from the starts")
+    for sigma, above, x, below in zip(sigma_q * middles, path[1::3], path[2::3], path[3::3]):
+        slope = [(y - bayes(y, 1, sigma, points, weights)) / sigma for y in x]
+        hint = "solution: dx/dsigma is (x - E[x_0 | x]) / sigma"
+        close((above - below) / (0.02 * sigma), slope, hint, rtol=0.01, atol=0.01)
+        if d == 1:
+            close(left_of(x, sigma, points, weights), u, "solution: it keeps its rank", atol=1e-5)
+    off = np.linalg.norm(path[-1][:, None] - points, axis=2).min(axis=1)
+    close(off, 0, "solution: ends at a point of the data", atol=1e-5)
+
+    def recursion(levels):
+        """x_r = D + (sigma_r / sigma) (x - D) on these levels, from x_1 on."""
+        path = [x_1]
+        for sigma, next_sigma in zip(levels, levels[1:]):
+            mean = np.array([bayes(x, 1, sigma, points, weights) for x in path[-1]])
+            path.append(mean + next_sigma / sigma * (path[-1] - mean))
+        return path
+
+    even = np.arange(4, -1, -1) / 4
+    want = recursion(sigma_q * even**0.5)
+    for name, x in m.trajectories(known, x_1, 4, sigma_q).items():
+        close(x, want, f"{name}: x_r = D + (sigma_r / sigma) (x - D) on DDIM's levels")
+    equal = m.on_equal_levels(known, x_1, 4, sigma_q)
+    for name, (levels, x) in m.on_even_steps(known, x_1, 4, sigma_q).items():
+        close(equal[name], want, f"{name}: in units of alpha, DDIM's trajectory")
+        close(x, recursion(levels), f"{name}: on its own levels, too")
+        total = np.log1p(levels**2)  # .1 t + 9.95 t^2
+        t = {
+            "DDIM": levels**2,
+            "linear flow": levels,
+            "rectified flow": levels / (sigma_q + levels),
+            "variance preserving": (0.01 + 39.8 * total) ** 0.5 - 0.1,
+        }[name]
+        close(t / t[0], even, f"{name}: even steps of its time")
+        close(levels[0], sigma_q, f"{name}: from the level sigma_q")
+
+
+def test_data_that_it_cannot_do(capsys):
+    for data in ("[1.0, 2.0], 'weights': [0.5, 0.5]", "[[1.0], [2.0]], 'weights': [0.9, 0.2]"):
+        with pytest.raises(SystemExit, match="2"):
+            paste(s, f"DATA = {{'points': {data}}}").main([])
+        assert "DATA" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_schedules_are_those_of_the_text():
-    """Draws as the text has them: slope in x_0, standard deviation of the rest; and the clocks."""
-    rng, n, t = np.random.default_rng(0), 200_000, 0.3
-    x_0, noise = 2 * rng.standard_normal(n), 3 * rng.standard_normal(n)
+    """Draws as the text has them: slope in x_0, standard deviation of the rest; and the clocks.
+
+    Variance preserving: eq. (74) in small steps; Ho et al. (2020): 1e-4 to .02 in 1000 steps.
+    """
+    n, t = 200_000, 0.3
+    x_0, noise = 2 * rng(0).standard_normal(n), 3 * rng(1).standard_normal(n)
+    kept, variance = 1.0, 0.0
+    for rate in np.linspace(0.1, 20, 100_000)[:30_000] / 100_000:
+        kept, variance = (1 - rate) ** 0.5 * kept, (1 - rate) * variance + rate
     for name, x_t in {
         "DDIM": x_0 + t**0.5 * noise,
         "linear flow": t * (x_0 + noise) + (1 - t) * x_0,
         "rectified flow": t * noise + (1 - t) * x_0,
+        "variance preserving": kept * x_0 + variance**0.5 * noise / 3,
     }.items():
         alpha, beta, clock = s.schedules(3.0)[name]
         slope = (x_t @ x_0) / (x_0 @ x_0)
-        assert slope == pytest.approx(alpha(t), abs=0.02)
-        assert (x_t - slope * x_0).std() == pytest.approx(beta(t), rel=0.01)
-        assert clock(beta(t) / alpha(t)) == pytest.approx(t)
+        assert alpha(t) == pytest.approx(slope, abs=5 * 1.5 / n**0.5), name
+        assert beta(t) == pytest.approx((x_t - slope * x_0).std(), rel=5 / (2 * n) ** 0.5), name
+        assert clock(beta(t) / alpha(t)) == pytest.approx(t), name
 
 
-def test_variance_preserving_is_eq_74_in_small_steps():
-    """x <- sqrt(1 - beta) x + sqrt(beta) noise; Ho et al. (2020): 1e-4 to .02 in 1000 steps."""
-    alpha, beta, clock = s.schedules(1.0)["variance preserving"]
-    rates = np.linspace(0.1, 20, 100_000)[:40_000] / 100_000  # up to t = .4
-    variance = 0.0
-    for rate in rates:
-        variance = (1 - rate) * variance + rate
-    assert alpha(0.4) == pytest.approx(np.prod(1 - rates) ** 0.5, rel=1e-3)
-    assert beta(0.4) ** 2 == pytest.approx(variance, rel=1e-3)
-    assert clock(beta(0.4) / alpha(0.4)) == pytest.approx(0.4)
+def test_velocity_is_the_mean_over_lines():
+    """E[x_0 - x_1 | x_t], counted among draws of the lines that pass near x."""
+    n, t, x, points, weights = 400_000, 0.4, 0.3, [[-1.1], [1.1]], [0.8, 0.2]
+    x_0 = rng(2).choice(np.ravel(points), n, p=weights)
+    x_1 = x_0 + 2 * rng(3).standard_normal(n)
+    near = (x_0 - x_1)[abs(t * x_1 + (1 - t) * x_0 - x) < 0.02]
+    error = near.std() / len(near) ** 0.5
+    mean = bayes(np.array([x]), 1, 2 * t, np.array(points), weights)
+    got = s.velocity(np.array([[x]]), t, denoiser=lambda x_t, t: mean)
+    close(
+        got, near.mean(), "velocity: E[x_0 - x_1 | x_t] = (E[x_0 | x_t] - x_t) / t", atol=5 * error
+    )
 
 
 def test_samplers_on_a_point_mass():
     """To a point mass at a, x - alpha a shrinks as beta does: after every step."""
     x_1, a, t = np.array([[3.0], [-1.0]]), 0.5, np.array([1, 0.7, 0.4, 0.1, 0])
+    way = np.array(x_1 - a)
     mean = partial(s.reverse_mean, denoiser=lambda x, t: np.full_like(x, a))
-    for k, x in zip((6, 5, 4, 3, 2, 1, 0), s.ddim(mean, x_1, 7)):
-        np.testing.assert_allclose(x, a + (k / 7) ** 0.5 * (x_1 - a), atol=1e-12)
     v = partial(s.velocity, denoiser=lambda x, t: np.full_like(x, a))
-    for r, x in zip(t[1:], s.flow(v, x_1, t)):
-        np.testing.assert_allclose(x, a + r * (x_1 - a), atol=1e-12)
     runs = s.sample(lambda x, alpha, beta: np.full_like(x, a), x_1, 1 - t, 2 * t)
-    for r, x in zip(t[1:], runs):
-        np.testing.assert_allclose(x, (1 - r) * a + r * x_1, atol=1e-12)
+    hint = "sample: alpha_r E[x_0 | x] + beta_r noise, where x = alpha E[x_0 | x] + beta noise"
+    close([*(runs or [])] or None, [(1 - r) * a + r * x_1 for r in t[1:]], hint)
+    close([*s.ddim(mean, x_1, 7)], [a + (k / 7) ** 0.5 * way for k in range(6, -1, -1)], "ddim")
+    close([*s.flow(v, x_1, t)], [a + r * way for r in t[1:]], "flow: x + v (t - r)")
 
 
-def test_quantile_and_the_ode():
-    """Read forwards again; its slope in sigma is (x - E[x_0 | x]) / sigma; and at level 0."""
-    u = np.array([0.01, 0.3, 0.69, 0.71, 0.999])
-    for sigma in (0.05, 0.5, 4.0):
-        below, y, above = (s.quantile(u, r * sigma, **THREE) for r in (0.99, 1, 1.01))
-        np.testing.assert_allclose([left_of(x, sigma, **THREE) for x in y[:, 0]], u, atol=1e-5)
-        slope = [(x - mean_x_0(x, 1, sigma, **THREE)) / sigma for x in y]
-        np.testing.assert_allclose((above - below) / (0.02 * sigma), slope, atol=0.005)
-    np.testing.assert_allclose(s.quantile(u, 0, **THREE)[:, 0], [-2, 0.3, 0.3, 1.5, 1.5], atol=1e-8)
+def drawn(ax, color, marks=True):
+    """What is drawn in this color, as marks or as lines: (number, points, 2)."""
+    lines = [line for line in ax.lines if to_hex(line.get_color()) == color.lower()]
+    return np.array([x.get_xydata() for x in lines if (x.get_linestyle() == "None") == marks])
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 30])
-@pytest.mark.parametrize("sigma_q", [0.5, 2.0, 20.0])
-def test_all_agree_on_equal_levels(num_steps, sigma_q):
-    """With y_r = D + (sigma_r / sigma) (y - D) written out, one number at a time."""
-    known = partial(s.denoiser, **THREE)
-    x_1 = sigma_q * np.array([[-2.1], [-0.3], [0.2], [1.9]])
-    want, levels = [x_1], [sigma_q * (k / num_steps) ** 0.5 for k in range(num_steps, -1, -1)]
-    for sigma, next_sigma in zip(levels, levels[1:]):
-        means = np.array([mean_x_0(y, 1, sigma, **THREE) for y in want[-1]])
-        want.append(means + next_sigma / sigma * (want[-1] - means))
-    paths = s.trajectories(known, x_1, num_steps, sigma_q)
-    equal = s.on_equal_levels(known, x_1, num_steps, sigma_q)
-    np.testing.assert_array_equal(paths["flow, grid sqrt(t)"], equal["linear flow, Pseudocode 5"])
-    assert len(equal) == 5
-    for x in (paths["DDIM"], *equal.values()):
-        np.testing.assert_allclose(x, want, atol=1e-10)
-    even = s.follow(known, np.ones_like, lambda t: sigma_q * t, x_1, s.even(num_steps))[1]
-    np.testing.assert_allclose(paths["flow, even grid"], even, atol=1e-10)
-
-
-def test_on_even_steps():
-    """To a point mass at 0 all are exact. Twins that are off by .1 and .7: an error of .5."""
-    x_1 = np.array([[1.0], [-3.0]])
-
-    def twins(sigma):
-        return x_1 * sigma / 2 + [[0.1], [-0.7]]
-
-    found = s.on_even_steps(lambda x, alpha, beta: 0 * x, x_1, twins, 4, 2.0)
-    k = np.arange(4, -1, -1) / 4
-    want = {"DDIM": 2 * k**0.5, "linear flow": 2 * k, "rectified flow": 2 * k / (2 - k)}
-    for name, (levels, errors) in found.items():
-        np.testing.assert_allclose(levels[[0, -1]], [2, 0], atol=1e-12)
-        np.testing.assert_allclose(levels, want.get(name, levels), atol=1e-12)
-        np.testing.assert_allclose(errors, 0.5, atol=1e-12)
+def curves(at, paths):
+    """Each path, the first coordinate of paths (m, n, d), against at: (n, m, 2)."""
+    return [np.stack([at, x], axis=1) for x in paths[..., 0].T]
 
 
 def test_drawn_trajectories():
-    """Two starts, three steps, sigma_q = 5. Every number differs from every other."""
-    names = ("DDIM", "flow, grid sqrt(t)", "flow, even grid")
-    paths = dict(zip(names, np.arange(24.0).reshape(3, 4, 2, 1)))
-    fig = s.draw_trajectories(paths, lambda sigma: np.array([[100 + sigma], [300 - sigma]]), 5.0)
-    own, equal = fig.axes
-    assert (own.get_xlabel(), equal.get_xlabel()) == ("$t$", r"noise level $\sigma$")
-    assert (own.get_title()[:12], equal.get_title()[-11:]) == ("Each on its ", "equal noise")
-    t = np.array([1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 0, 0])
-    even, root, data = "linear flow, even grid", r"linear flow, grid $\sqrt{t}$", "the data"
-    for ax, want in [
-        (own, {"DDIM": (t, 0), even: (t, 16)}),
-        (equal, {"DDIM": (5 * t**0.5, 0), even: (5 * t, 16), root: (5 * t**0.5, 8)}),
+    """Two starts in the plane, three steps, sigma_q = 5. Every number differs from every other."""
+    t, fine, exact = np.array([1, 2 / 3, 1 / 3, 0]), np.linspace(1, 0, 6), rng().random((6, 2, 2))
+    paths = dict(zip(("DDIM", "linear flow"), 2 + rng(1).random((2, 4, 2, 2))))
+    own, equal = s.draw_trajectories(paths, exact, 5.0).axes
+    for (name, path), color, own_t, own_fine in [
+        (("DDIM", paths["DDIM"]), s.ORANGE, t, fine**2),
+        (("linear flow", paths["linear flow"]), s.SKY, t**0.5, fine),
     ]:
+        close(drawn(own, color), curves(own_t, path), f"{name} against its own time")
+        close(drawn(own, color, marks=False), curves(own_fine, exact), f"{name}'s solution")
+        close(drawn(equal, color), curves(5 * t**0.5, path), f"{name} against the noise level")
+    close(drawn(equal, to_hex("0.6"), marks=False), curves(5 * fine, exact), "the solution")
+    for ax in (own, equal):
+        close(drawn(ax, "#000000")[0], [[0, -1.1], [0, 1.1]], "the data, at t = 0")
         assert ax.xaxis_inverted()  # from noise to data
-        lines = {x.get_label(): x for x in ax.lines}
-        np.testing.assert_array_equal(lines[data].get_xydata(), [[0, -1.1], [0, 1.1]])
-        for name, (x, first) in want.items():
-            got = lines[name].get_xydata()
-            np.testing.assert_allclose(got, np.stack([x, first + np.arange(8)], axis=1))
-            assert lines[name].get_color() == (s.ORANGE if name == "DDIM" else s.SKY)
-    assert set(lines) >= {*want, data, "lines: the ODE's solution"}
-    for (down, up), noise, color in [
-        (own.lines[:2], lambda t: 5 * t**0.5, s.ORANGE),
-        (own.lines[2:4], lambda t: 5 * t, s.SKY),
-        (equal.lines[:2], lambda sigma: sigma, "0.6"),
-    ]:
-        assert down.get_color() == up.get_color() == color
-        np.testing.assert_allclose(down.get_ydata(), 100 + noise(down.get_xdata()))
-        np.testing.assert_allclose(up.get_ydata(), 300 - noise(up.get_xdata()))
 
 
 def test_drawn_schedules():
-    found = {
-        name: (np.array([9, k + 1, 0]), np.array([0, 7 + k, k])) for k, name in enumerate(s.STYLES)
-    }
-    rows, errors = s.draw_schedules(found, 17).axes
-    assert rows.get_title().endswith("time: 17")
-    labels = {y: label.get_text() for y, label in zip(rows.get_yticks(), rows.get_yticklabels())}
-    for (name, (levels, rms)), row, line in zip(found.items(), rows.lines, errors.lines):
-        np.testing.assert_array_equal(row.get_xdata(), levels)
-        np.testing.assert_array_equal(line.get_xydata(), np.stack([levels, rms], axis=1))
-        assert [labels[y] for y in row.get_ydata()] == 3 * [name]
-        assert line.get_label() == name
-        assert line.get_color() == row.get_color() == s.STYLES[name]["color"]
-    assert (errors.get_ylabel(), errors.get_title()[:9]) == (
-        "RMS distance to the twins",
-        "The error",
-    )
-    for ax in (rows, errors):
-        assert ax.xaxis_inverted()
-        assert ax.get_xlabel() == r"noise level $\sigma$"
+    found = {name: tuple(rng(k).random((2, 3))) for k, name in enumerate(s.STYLES)}
+    grids, errors = s.draw_schedules(found, 17).axes
+    labels = dict(zip(grids.get_yticks(), [x.get_text() for x in grids.get_yticklabels()]))
+    named = dict(zip([to_hex(x.get_color()) for x in errors.lines], errors.lines))
+    for name, (levels, rms) in found.items():
+        color = s.STYLES[name]["color"]
+        (marks,), (line,) = drawn(grids, color), [named[color.lower()].get_xydata()]
+        close(marks[:, 0], levels, "its levels")
+        close(line.T, [levels, rms], "its errors against its levels")
+        assert {labels[y] for y in marks[:, 1]} == {named[color.lower()].get_label()}
+    assert grids.xaxis_inverted()
+    assert errors.xaxis_inverted()
 
 
-def test_main(tmp_path, monkeypatch):
-    """Starts and twins, what is printed and what is drawn, with measurements that all differ."""
-    calls, tables, saved = [], [], {}
-    found = {
-        "c": (np.array([3, 2, 1.5, 0.7, 0]), np.array([0, 5, 6, 4, 1.0])),
-        "d": (np.array([3, 1, 0.8, 0.2, 0]), np.array([0, 2, 8, 9, 7.0])),
-    }
+def test_main(tmp_path, monkeypatch, spy, capsys):
+    """Starts and twins, what is printed and what is drawn; then the page's data."""
+    names = ("on_even_steps", "draw_trajectories", "draw_schedules")
+    calls = {name: spy(s, name) for name in names}
 
-    def equal(known, x_1, *args):
-        calls.append((known, x_1, *args))
-        ddim = s.trajectories(known, x_1, *args)["DDIM"]
-        return {"a": ddim + 0.03, "b": ddim - 0.5 * (ddim == ddim.max())}
+    def shifted(known, x_1, *args):
+        return {"a": s.trajectories(known, x_1, *args)["DDIM"] + 0.25 * (x_1 == x_1.max())}
 
-    def even(known, x_1, twins, *args):
-        calls.append((known, x_1, *args))
-        calls.append((known, twins(3.0), *args))
-        return found
+    monkeypatch.setattr(s, "on_equal_levels", shifted)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    small = f"--figures-dir {tmp_path} --num-steps 4 --num-samples 20 --sigma-q 3".split()
+    s.main(small)
+    (run,), (sketch,), (errors,) = calls.values()
+    ranks = left_of(run.x_1, 3.0, **s.DATA)
+    close(ranks, (np.arange(20) + 0.5) / 20, "main: starts at the quantiles of p_1", atol=1e-6)
+    assert (run.num_steps, run.sigma_q, errors.num_steps, sketch.sigma_q) == (4, 3.0, 4, 3.0)
+    numbers = []
+    for name, (levels, x) in run.result.items():
+        off = ((x - s.solution(run.denoiser, run.x_1, levels)) ** 2).sum(axis=2).mean(axis=1)
+        close(errors.found[name], [levels, off**0.5], "main: levels, and RMS distances to twins")
+        numbers += [f"{levels[-2]:.3f}", f"{max(off) ** 0.5:.3g}"]
+    first, _, *table, _ = capsys.readouterr().out.splitlines()
+    assert float(first.split()[-1]) == 0.25
+    assert re.findall(r"\d\.\d+", "\n".join(table)) == numbers
 
-    def draw(name, *args):
-        return SimpleNamespace(savefig=lambda path, dpi: saved.update({path.stem: (name, args)}))
+    few, known = sketch.paths["DDIM"][0], partial(s.denoiser, **s.DATA)
+    for name, path in s.trajectories(known, few, 4, 3.0).items():
+        close(sketch.paths[name], path, "main: the sampler's own path is drawn")
+    levels = 3 * np.linspace(1, 0, len(sketch.solution))
+    close(sketch.solution, s.solution(known, few, levels), "main: the solution at even levels")
 
-    monkeypatch.setattr(s, "on_equal_levels", equal)
-    monkeypatch.setattr(s, "on_even_steps", even)
-    monkeypatch.setattr(s, "table", tables.append)
-    for name in ("draw_trajectories", "draw_schedules"):
-        monkeypatch.setattr(s, name, partial(draw, name))
-    s.main(f"--figures-dir {tmp_path} --num-steps 4 --num-samples 20 --sigma-q 3".split())
-
-    for known, x_1, num_steps, sigma_q in calls:
-        assert (num_steps, sigma_q) == (4, 3.0)
-        ranks = [left_of(y, 3.0, **s.DATA) for y in x_1[:, 0]]
-        np.testing.assert_allclose(ranks, (np.arange(20) + 0.5) / 20, atol=1e-5)
-        assert known(x_1[:1], 0.5, 2)[0] == pytest.approx(mean_x_0(x_1[0], 0.5, 2, **s.DATA))
-    assert tables == [
-        [
-            ["DDIM's noise levels, steps: 4", "x / alpha, farthest from Algorithm 2's"],
-            ["a", "3.0e-02"],
-            ["b", "5.0e-01"],
-        ],
-        [
-            ["even steps of its own time: 4", "last level > 0", "largest RMS to twins"],
-            ["c", "0.700", "6"],
-            ["d", "0.200", "9"],
-        ],
-    ]
-    assert saved["schedules"] == ("draw_schedules", (found, 4))
-    drawn, (paths, twins, sigma_q) = saved["same-trajectories"]
-    assert (drawn, sigma_q) == ("draw_trajectories", 3.0)
-    np.testing.assert_equal(paths, s.trajectories(known, twins(3.0), 4, 3.0))
-    ranks = [[left_of(y, sigma, **s.DATA) for y in twins(sigma)[:, 0]] for sigma in (0.5, 3.0)]
-    np.testing.assert_allclose(*ranks, atol=1e-4)
+    paste(s, snippet(s)).main(small)

@@ -11,22 +11,23 @@ The claim
     fall, and so how large their error is.
 
 The truth beside it
-    On equal noise levels the samplers agree to rounding. In one dimension the trajectories of an
-    ODE cannot cross, so each keeps its rank: what starts at the u-quantile of the noised data
-    stays at the u-quantile (`quantile`). All these samplers approach this solution: a sample's
-    twin is here the ODE's solution from the same start, and the error is the root mean square
-    distance to it. Starts are quantiles of p_1: nothing is drawn at random.
+    On equal noise levels the samplers agree to rounding. On other levels they do not: each takes
+    large steps along one ordinary differential equation (ODE), dx/dsigma = (x - D) / sigma, with
+    D = E[x_0 | x], as experiment 2 has it. A sample's twin is here the ODE's solution from the same
+    start, by Runge-Kutta (`solution`), and the error is the root mean square distance to it. Starts
+    are of p_1, as the data is after its noise: on a line its quantiles, else draws.
 
 What to look for in figures/
     same-trajectories.jpg   two clocks, and one trajectory at equal noise
     schedules.jpg           the noise levels of even steps, and their error along the way
 
 Try this
-    python ddim_as_flow.py --num-steps 1     equal still, to rounding: small steps are not needed
-    python ddim_as_flow.py --num-steps 200   ten times the steps: a tenth of the error, or less
-    python ddim_as_flow.py --sigma-q 20      ten times the noise: DDIM's last leap is 4.5 long
+    python ddim_as_flow.py --num-steps 1     one step: is DDIM still equal to the flow?
+    python ddim_as_flow.py --num-steps 200   ten times the steps: what is left of the error?
+    python ddim_as_flow.py --sigma-q 20      ten times the noise: which schedule is worst?
 """
 
+import math
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -41,8 +42,36 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 is one of two points on a line, and noise is added to it: x_t = alpha x_0 + beta N(0, 1).
+# x_0 is one of the points, and noise is added to it: x_t = alpha x_0 + beta N(0, I).
+# points: (k, d), in any dimension, d = 1 is a line;  weights: (k,), of sum 1.
 DATA = {"points": np.array([[-1.1], [1.1]]), "weights": np.array([0.8, 0.2])}
+
+
+def faults(points, weights):
+    """What the script cannot do with the data, a line each."""
+    if np.ndim(points) != 2 or not np.isfinite(points).all():
+        yield "DATA: points are (k, d), for each of k points a list of its coordinates"
+    elif np.shape(weights) != (len(points),) or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-9:
+        yield "DATA: weights are positive, one for each point, and their sum is 1"
+
+
+normal_cdf = np.vectorize(NormalDist().cdf)
+
+
+def starts(u, sigma_q, *, points, weights):
+    """x_1 of p_1: in one dimension the u-quantiles, in more a draw for each u.
+
+    The distribution function on a grid, read backwards.  u: (n,), from 0 to 1.  Returns (n, d).
+    """
+    if np.shape(points)[1] == 1:
+        ends = np.min(points) - 8 * sigma_q, np.max(points) + 8 * sigma_q
+        x = np.linspace(*ends, 10_001)
+        below = normal_cdf((x[:, None] - np.ravel(points)) / sigma_q) @ weights
+        return np.interp(u, below, x)[:, None]
+    rng = np.random.default_rng(0)
+    x_0 = rng.choice(points, len(u), p=weights)
+    return x_0 + sigma_q * rng.standard_normal(x_0.shape)
+
 
 RATE_0, RATE_1 = 0.1, 20.0  # at t = 0 and 1: of Ho et al. (2020), times their 1000 steps
 
@@ -87,7 +116,7 @@ def denoiser(x_t, alpha, beta, *, points, weights):
 
     x_t: (n, d);  points: (k, d), with weights: (k,), of sum 1.  Returns (n, d).
     """
-    means = alpha * points  # of x_t, given x_0
+    means = alpha * np.asarray(points)  # of x_t, given x_0
     logits = (means @ x_t.T - (means**2).sum(axis=1, keepdims=True) / 2) / beta**2  # (k, n)
     logits += np.log(weights)[:, None]
     odds = np.exp(logits - logits.max(axis=0))
@@ -153,19 +182,30 @@ def sample(denoiser, x, alphas, betas):
 
 
 # ------------------------------------------ The truth -------------------------------------------
-normal_cdf = np.vectorize(NormalDist().cdf)
 
 
-def quantile(u, sigma, *, points, weights):
-    """Where a fraction u of x_0 + N(0, sigma^2) is to the left: the ODE's solution at level sigma.
+def solution(denoiser, x, sigmas):
+    """Where the ODE takes x, (n, d), from level sigmas[0]: at each of sigmas, (m,), which fall.
 
-    The distribution function on a grid, read backwards: good to sigma / 10_000. Level 0, the data,
-    is taken as 1e-9.  u: (n,);  points: (k, 1).  Returns (n, 1).
+    In u = log sigma it is dx/du = x - E[x_0 | x]: the classic Runge-Kutta method, in steps of at
+    most .04. Level 0, the data, is taken as 1e-6. No sampler is used.  Returns (m, n, d).
     """
-    sigma = max(sigma, 1e-9)
-    x = np.sort(points + sigma * np.linspace(-8, 8, 2001), axis=None)
-    below = normal_cdf((x[:, None] - points[:, 0]) / sigma) @ weights
-    return np.interp(u, below, x)[:, None]
+
+    def slope(x, u):
+        return x - denoiser(x, 1, math.exp(u))
+
+    path, logs = [x], np.log(np.maximum(sigmas, 1e-6))
+    for first, last in zip(logs, logs[1:]):
+        num_steps = math.ceil((first - last) / 0.04)
+        h = (last - first) / num_steps
+        for u in first + h * np.arange(num_steps):
+            k_1 = slope(x, u)
+            k_2 = slope(x + h / 2 * k_1, u + h / 2)
+            k_3 = slope(x + h / 2 * k_2, u + h / 2)
+            k_4 = slope(x + h * k_3, u + h)
+            x = x + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
+        path.append(x)
+    return np.array(path)
 
 
 # ------------------------------------------ Measuring -------------------------------------------
@@ -177,9 +217,9 @@ def even(num_steps):
 
 
 def trajectories(denoiser, x_1, num_steps, sigma_q):
-    """Algorithm 2, and Pseudocode 5 on two grids, from x_1, (n, 1).
+    """Algorithm 2 on even steps of t, and Pseudocode 5 on the grid sqrt(t), from x_1, (n, d).
 
-    Returns {sampler: (num_steps + 1, n, 1)}, from x_1 on.
+    Returns {sampler: (num_steps + 1, n, d)}, from x_1 on.
     """
 
     def with_diffusion(x_t, t):
@@ -190,19 +230,15 @@ def trajectories(denoiser, x_1, num_steps, sigma_q):
 
     mean = partial(reverse_mean, denoiser=with_diffusion)
     v = partial(velocity, denoiser=on_lines)
-    times = even(num_steps)
-    runs = {
-        "DDIM": ddim(mean, x_1, num_steps),
-        "flow, grid sqrt(t)": flow(v, x_1, np.sqrt(times)),
-        "flow, even grid": flow(v, x_1, times),
-    }
-    return {name: np.array([x_1, *steps]) for name, steps in runs.items()}
+    ddim_steps = ddim(mean, x_1, num_steps)
+    flow_steps = flow(v, x_1, np.sqrt(even(num_steps)))
+    return {"DDIM": np.array([x_1, *ddim_steps]), "linear flow": np.array([x_1, *flow_steps])}
 
 
 def follow(denoiser, alpha, beta, x_1, times):
-    """x / alpha in one schedule, from x_1, (n, 1), at times, (num_steps + 1,).
+    """x / alpha in one schedule, from x_1, (n, d), at times, (num_steps + 1,).
 
-    Returns its noise levels, (num_steps + 1,), and x / alpha, (num_steps + 1, n, 1), from x_1 on.
+    Returns its noise levels, (num_steps + 1,), and x / alpha, (num_steps + 1, n, d), from x_1 on.
     """
     alphas, betas = alpha(times), beta(times)
     steps = sample(denoiser, alphas[0] * x_1, alphas, betas)
@@ -210,31 +246,39 @@ def follow(denoiser, alpha, beta, x_1, times):
 
 
 def on_equal_levels(denoiser, x_1, num_steps, sigma_q):
-    """The linear flow by Pseudocode 5, and each schedule, at the noise levels of Algorithm 2.
+    """Each schedule at the noise levels of Algorithm 2.
 
-    Returns {name: x / alpha, (num_steps + 1, n, 1)}.
+    Returns {schedule: x / alpha, (num_steps + 1, n, d)}.
     """
     levels = sigma_q * np.sqrt(even(num_steps))
-    paths = trajectories(denoiser, x_1, num_steps, sigma_q)
-    runs = {"linear flow, Pseudocode 5": paths["flow, grid sqrt(t)"]}
-    for name, (alpha, beta, clock) in schedules(sigma_q).items():
-        runs[name] = follow(denoiser, alpha, beta, x_1, clock(levels))[1]
-    return runs
+    return {
+        name: follow(denoiser, alpha, beta, x_1, clock(levels))[1]
+        for name, (alpha, beta, clock) in schedules(sigma_q).items()
+    }
 
 
-def on_even_steps(denoiser, x_1, twins, num_steps, sigma_q):
+def on_even_steps(denoiser, x_1, num_steps, sigma_q):
     """Each schedule on even steps of its own time, from the time of level sigma_q down to 0.
 
-    twins(sigma): the solution from x_1 at that level, (n, 1).
-    Returns {name: (levels, errors)}, (num_steps + 1,) each; an error is the root mean square
-    distance to the twins.
+    Returns {schedule: (levels, x / alpha)}: (num_steps + 1,) and (num_steps + 1, n, d).
     """
-    found = {}
-    for name, (alpha, beta, clock) in schedules(sigma_q).items():
-        levels, x = follow(denoiser, alpha, beta, x_1, clock(sigma_q) * even(num_steps))
-        solution = np.array([twins(sigma) for sigma in levels])
-        found[name] = levels, ((x - solution) ** 2).mean(axis=(1, 2)) ** 0.5
-    return found
+    return {
+        name: follow(denoiser, alpha, beta, x_1, clock(sigma_q) * even(num_steps))
+        for name, (alpha, beta, clock) in schedules(sigma_q).items()
+    }
+
+
+def apart(x, twins):
+    """Root mean square distance to the twins.  Both (m, n, d).  Returns (m,)."""
+    return ((x - twins) ** 2).sum(axis=2).mean(axis=1) ** 0.5
+
+
+def report(found, num_steps):
+    """Rows for `table`.  found: {schedule: (levels, errors)}."""
+    rows = [[f"even steps of its own time: {num_steps}", "last level > 0", "largest RMS to twins"]]
+    for name, (levels, errors) in found.items():
+        rows.append([name, f"{levels[-2]:.3f}", f"{errors.max():.3g}"])
+    return rows
 
 
 # ----------------------------------------- The figures ------------------------------------------
@@ -248,36 +292,31 @@ STYLES = {
 }
 
 
-def draw_trajectories(paths, twins, sigma_q):
-    """Against each sampler's own time, and against the noise level.
+def draw_trajectories(paths, solution, sigma_q):
+    """Against each sampler's own time, and against the noise level: the first coordinate.
 
-    paths: of trajectories, from n starts;  twins(sigma): the solution from them, (n, 1).
+    paths: of trajectories, from n starts;  solution: (m, n, d), at m even levels from there to 0.
     """
     fig, (own, equal) = plt.subplots(1, 2, figsize=(11, 4.9), layout="constrained", sharey=True)
-    fine = np.linspace(1, 0, 101)  # of the noise that there is at t = 1
-    solution = np.stack([twins(sigma)[:, 0] for sigma in sigma_q * fine])  # (101, n)
-    t = even(len(paths["DDIM"]) - 1).repeat(solution.shape[1])
-    x = {name: path.ravel() for name, path in paths.items()}
-    rings, crosses = ({"ls": "", **STYLES[name]} for name in ("DDIM", "linear flow"))
-
-    own.plot(fine**2, solution, color=ORANGE, lw=0.8)
-    own.plot(fine, solution, color=SKY, lw=0.8)
-    own.plot(t, x["DDIM"], label="DDIM", **rings)
-    own.plot(t, x["flow, even grid"], label="linear flow, even grid", **crosses)
-    own.set(xlabel="$t$", ylabel="$x_t$", title="Each on its own clock, even steps")
-
-    equal.plot(sigma_q * fine, solution, color="0.6", lw=0.8)
-    equal.lines[0].set_label("lines: the ODE's solution")
-    equal.plot(sigma_q * t**0.5, x["DDIM"], label="DDIM", **rings)
-    equal.plot(sigma_q * t, x["flow, even grid"], label="linear flow, even grid", **crosses)
-    dots = {"ls": "", "marker": ".", "color": SKY, "label": r"linear flow, grid $\sqrt{t}$"}
-    equal.plot(sigma_q * t**0.5, x["flow, grid sqrt(t)"], ms=6, **dots)
+    t, fine = even(len(paths["DDIM"]) - 1), np.linspace(1, 0, len(solution))
+    own_times = {"DDIM": (t, fine**2), "linear flow": (np.sqrt(t), fine)}
+    for name, (times, fine_times) in own_times.items():
+        x, marks = paths[name][..., 0], {"ls": "", **STYLES[name]}
+        own.plot(fine_times, solution[..., 0], color=marks["color"], lw=0.8)
+        own.plot(times, x, **marks)
+        equal.plot(sigma_q * np.sqrt(t), x, **marks)
+        equal.lines[-1].set_label(name)
+    equal.plot(sigma_q * fine, solution[..., 0], color="0.6", lw=0.8, zorder=1)
+    equal.lines[-1].set_label("lines: the ODE's solution")
+    own.set(xlabel="$t$", title="Each on its own clock")
+    own.set_ylabel("$x_t$" if solution.shape[2] == 1 else "first coordinate of $x_t$")
     equal.set(xlabel=r"noise level $\sigma$", title="The same runs at equal noise")
-
+    points = np.array(DATA["points"])[:, 0]
     for ax in (own, equal):
-        ax.plot(0 * DATA["points"], DATA["points"], "k*", ms=12, zorder=3, label="the data")
+        ax.plot(0 * points, points, "k*", ms=12, zorder=3)
         ax.invert_xaxis()
-    fig.legend(*equal.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    equal.lines[-1].set_label("the data")
+    fig.legend(*equal.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
@@ -346,34 +385,33 @@ def table(rows):
 def main(argv=None):
     args = options(
         argv,
+        *faults(**DATA),
         num_steps=(20, 1, 1000, "steps of a sampler, 1 / dt"),
-        num_samples=(200, 1, 10_000, "starts, at the quantiles of p_1"),
+        num_samples=(200, 1, 10_000, "starts of p_1"),
         sigma_q=(2.0, 0.1, 100.0, "std of the noise at t = 1"),
     )
     num_steps, sigma_q = args.num_steps, args.sigma_q
     known = partial(denoiser, **DATA)
-    twins = partial(quantile, (np.arange(args.num_samples) + 0.5) / args.num_samples, **DATA)
-    x_1 = twins(sigma_q)
+    x_1 = starts((np.arange(args.num_samples) + 0.5) / args.num_samples, sigma_q, **DATA)
 
     paths = trajectories(known, x_1, num_steps, sigma_q)
-    equal = on_equal_levels(known, x_1, num_steps, sigma_q)
-    found = on_even_steps(known, x_1, twins, num_steps, sigma_q)
+    equal = [paths["linear flow"], *on_equal_levels(known, x_1, num_steps, sigma_q).values()]
+    found = {
+        name: (levels, apart(x, solution(known, x_1, levels)))
+        for name, (levels, x) in on_even_steps(known, x_1, num_steps, sigma_q).items()
+    }
+    few = starts(np.array([0.02, 0.2, 0.6, 0.76, 0.83, 0.95]), sigma_q, **DATA)
+    drawn = trajectories(known, few, num_steps, sigma_q)
+    lines = solution(known, few, sigma_q * np.linspace(1, 0, 101))
 
-    rows = [[f"DDIM's noise levels, steps: {num_steps}", "x / alpha, farthest from Algorithm 2's"]]
-    rows += [[name, f"{np.abs(x - paths['DDIM']).max():.1e}"] for name, x in equal.items()]
-    table(rows)
-    rows = [[f"even steps of its own time: {num_steps}", "last level > 0", "largest RMS to twins"]]
-    for name, (levels, errors) in found.items():
-        rows.append([name, f"{levels[-2]:.3f}", f"{errors.max():.3g}"])
-    table(rows)
-
-    few = partial(quantile, np.array([0.02, 0.2, 0.6, 0.76, 0.83, 0.95]), **DATA)
-    paths = trajectories(known, few(sigma_q), num_steps, sigma_q)
     for name, figure in {
-        "same-trajectories": draw_trajectories(paths, few, sigma_q),
+        "same-trajectories": draw_trajectories(drawn, lines, sigma_q),
         "schedules": draw_schedules(found, num_steps),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    difference = np.abs(np.array(equal) - paths["DDIM"]).max()
+    print(f"flow and schedules on DDIM's noise levels: farthest from DDIM {difference:.1e}")
+    table(report(found, num_steps))
     print(f"figures: {args.figures_dir}")
 
 

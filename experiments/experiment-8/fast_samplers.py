@@ -11,25 +11,25 @@ The claim
       the grid    uniform t spends nearly all steps at large sigma and leaps over the scales on
                   which the data has its detail. The steps belong at small sigma.
     What costs time is evaluating the denoiser, a network in practice. So errors are compared at
-    equal numbers of evaluations, not of steps. With a good grid and DPM-Solver++(2M), 15
-    evaluations leave a fifth of the error of the tutorial's sampler with 1000.
+    equal numbers of evaluations, not of steps. How many does it take to do better than the
+    tutorial's sampler with 1000?
 
 The truth beside it
-    The data is a mixture of eight Gaussians, its denoiser is Bayes' rule, and the ODE is solved to
+    The data is a mixture of Gaussians, its denoiser is Bayes' rule, and the ODE is solved to
     nine digits by Runge-Kutta: `solution`. A sample's twin is here the ODE's solution from the same
     start, and the error is the root mean square distance of samples to their twins. Starts are
     drawn from the true p_1.
 
 What to look for in figures/
-    error-vs-evaluations.jpg   the grid gains more than the solver; both together, most
+    error-vs-evaluations.jpg   which gains more, the grid or the solver?
     grids.jpg                  where each grid puts its steps, and what it leaps over
     samples.jpg                lines join samples to their twins
 
 Try this
-    python fast_samplers.py --num-evaluations 8    Heun, in four steps, stops short
-    python fast_samplers.py --sigma-q 40           ten times the noise: the first two grids fail
-    python fast_samplers.py --sigma-0 0.02         finer detail: the last two manage
-    python fast_samplers.py --imbalance 8          unequal weights: some samples miss their Gaussian
+    python fast_samplers.py --num-evaluations 8    very few: which solver fails, and where?
+    python fast_samplers.py --sigma-q 40           ten times the noise: which grids suffer?
+    python fast_samplers.py --sigma-0 0.02         finer detail: which grids still find it?
+    python fast_samplers.py --imbalance 8          unequal weights: do samples reach their Gaussian?
 """
 
 import math
@@ -48,14 +48,20 @@ from matplotlib.collections import LineCollection
 from tqdm import tqdm
 
 # ------------------------------------------- The data -------------------------------------------
-# x_0 is one of eight centers on the unit circle, plus N(0, sigma_0^2 I).
+# x_0 is one of the centers, (k, 2), plus N(0, sigma_0^2 I).  Their weights: of an option.
 ANGLES = 2 * np.pi * np.arange(8) / 8
 CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
 
 
+def faults():
+    """What the script cannot do with the centers, a line each."""
+    if np.ndim(CENTERS) != 2 or np.shape(CENTERS)[1] != 2 or not np.isfinite(CENTERS).all():
+        yield "CENTERS: points in the plane, (k, 2)"
+
+
 def mixture(n, rng, *, weights, sigma_0):
-    """n draws of x_0, (n, 2).  weights: (8,), of the centers, of sum 1."""
-    x_0 = CENTERS[rng.choice(8, size=n, p=weights)]
+    """n draws of x_0, (n, 2).  weights: (k,), of the centers, of sum 1."""
+    x_0 = rng.choice(CENTERS, size=n, p=weights)
     return x_0 + sigma_0 * rng.standard_normal(x_0.shape)
 
 
@@ -67,11 +73,13 @@ def mixture(n, rng, *, weights, sigma_0):
 def mean_center(x, variance, *, weights):
     """E[center | x] when x is a center plus N(0, variance I).  x: (n, 2).  Returns (n, 2).
 
-    log w_i - |x - center_i|^2 / (2 variance), but for |x|^2 and |center_i|^2 = 1, alike for all i.
+    log w_i - |x - center_i|^2 / (2 variance), but for |x|^2, alike for all i.
     """
-    logits = CENTERS @ x.T / variance + np.log(weights)[:, None]  # (8, n)
+    centers = np.asarray(CENTERS)
+    heights = np.log(weights) - (centers**2).sum(axis=1) / (2 * variance)
+    logits = centers / variance @ x.T + heights[:, None]  # (k, n)
     odds = np.exp(logits - logits.max(axis=0))
-    return (odds / odds.sum(axis=0)).T @ CENTERS
+    return (odds / odds.sum(axis=0)).T @ centers
 
 
 def denoiser(x, sigma, *, weights, sigma_0):
@@ -130,6 +138,9 @@ def dpm_solver_2m(denoiser, x, sigmas):
             earlier, length_earlier = now, length
         x = middle + (next_sigma / sigma) * (x - middle)
         yield x
+
+
+SOLVERS = {"DDIM": ddim, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_2m}
 
 
 # Grids: n steps are n + 1 noise levels, from sigma_max down to 0.
@@ -219,43 +230,44 @@ def most_steps(solver, budget):
     return least
 
 
-def sample(name, grid, budget, denoiser, x_1, sigma_q):
-    """x_0, (n, 2), from x_1 with at most `budget` evaluations.  name, grid: of SOLVERS, GRIDS.
-
-    SOLVERS stands under The figures, with colors.
-    """
-    solver, *_ = SOLVERS[name]
-    sigmas = GRIDS[grid](most_steps(solver, budget), sigma_q)
-    for x_t in solver(denoiser, x_1, sigmas):
-        pass
-    return x_t
+def sample(denoiser, x_1, sigma_q, budget):
+    """{(solver, grid): x_0, (n, 2)}, each from x_1 with at most `budget` evaluations."""
+    samples = {}
+    for grid, levels in GRIDS.items():
+        for name, solver in SOLVERS.items():
+            for x_t in solver(denoiser, x_1, levels(most_steps(solver, budget), sigma_q)):
+                samples[name, grid] = x_t
+    return samples
 
 
-def distance(x_0, twins):
+def apart(x_0, twins):
     """Root mean square distance of samples to their twins, (n, 2) each."""
     return ((x_0 - twins) ** 2).sum(axis=1).mean() ** 0.5
 
 
 def measure(denoiser, x_1, twins, sigma_q):
     """The error of each solver on each grid: {(solver, grid): one for each of BUDGETS}."""
-    runs = [(name, grid) for grid in GRIDS for name in SOLVERS]
-    errors = {}
-    for name, grid in tqdm(runs, "solvers", disable=None):
-        samples = [sample(name, grid, budget, denoiser, x_1, sigma_q) for budget in BUDGETS]
-        errors[name, grid] = [distance(x_0, twins) for x_0 in samples]
+    errors = {(name, grid): [] for grid in GRIDS for name in SOLVERS}
+    for budget in tqdm(BUDGETS, "evaluations", disable=None):
+        for run, x_0 in sample(denoiser, x_1, sigma_q, budget).items():
+            errors[run].append(apart(x_0, twins))
     return errors
+
+
+def report(errors):
+    """Rows for `table`.  errors: of measure."""
+    rows = [["RMS distance to twins, evaluations <=", *map(str, BUDGETS)]]
+    for grid in ("uniform t", "rho = 7"):  # the others are in the figure
+        for name in SOLVERS:
+            rows.append([f"{name}, {grid}", *(f"{error:.2g}" for error in errors[name, grid])])
+    return rows
 
 
 # ----------------------------------------- The figures ------------------------------------------
 plt.style.use("default")  # the same figures whatever the reader's matplotlibrc says
 ORANGE, PINK, SKY = "#E69F00", "#CC79A7", "#56B4E9"
 
-# A solver is one entry: the sampler, its color and its marker.
-SOLVERS = {
-    "DDIM": (ddim, ORANGE, "o"),
-    "Heun": (heun, SKY, "s"),
-    "DPM-Solver++(2M)": (dpm_solver_2m, PINK, "^"),
-}
+STYLES = {"DDIM": (ORANGE, "o"), "Heun": (SKY, "s"), "DPM-Solver++(2M)": (PINK, "^")}
 TITLES = {
     "uniform t": "uniform $t$",
     "uniform sigma": r"uniform $\sigma$",
@@ -268,14 +280,14 @@ def draw_errors(errors):
     """A panel for each grid.  errors: of measure."""
     fig, axes = plt.subplots(1, 4, figsize=(13, 4.2), layout="constrained", sharey=True)
     for ax, grid in zip(axes, GRIDS):
-        for name, (_, color, marker) in SOLVERS.items():
+        for name, (color, marker) in STYLES.items():
             ax.loglog(BUDGETS, errors[name, grid], color=color, marker=marker, ms=5, label=name)
         ax.set(xlabel="evaluations of the denoiser", title=TITLES[grid])
         ax.set_xticks(BUDGETS, BUDGETS, fontsize=9)
         ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("RMS distance to the twins")
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(SOLVERS))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(STYLES))
     return fig
 
 
@@ -297,18 +309,20 @@ def draw_grids(num_steps, sigma_q, sigma_0):
     return fig
 
 
-def draw_samples(samples, twins, num_evaluations):
+def draw_samples(samples, twins, num_evaluations, sigma_0):
     """Solvers by grids, with lines to the twins.  samples: {(solver, grid): x_0, (n, 2)}."""
-    size = (10, 0.5 + 2.5 * len(SOLVERS))
-    fig, axes = plt.subplots(len(SOLVERS), 4, figsize=size, layout="constrained")
-    side = 1.25 * np.abs(twins).max()
-    for row, (name, (_, color, _)) in zip(axes, SOLVERS.items()):
+    size = (10, 0.5 + 2.5 * len(STYLES))
+    fig, axes = plt.subplots(len(STYLES), 4, figsize=size, layout="constrained")
+    middle = (np.min(CENTERS, axis=0) + np.max(CENTERS, axis=0)) / 2
+    side = 0.6 * np.ptp(CENTERS, axis=0).max() + 4 * sigma_0
+    (left, right), (bottom, top) = np.transpose([middle - side, middle + side])
+    for row, (name, (color, _)) in zip(axes, STYLES.items()):
         for ax, grid in zip(row, GRIDS):
             lines = np.stack([samples[name, grid], twins], axis=1)[:300]  # (300, 2, 2)
             ax.add_collection(LineCollection(lines, colors="0.65", lw=0.6))
             ax.plot(*lines[:, 1].T, ".", color="0.3", ms=4, mew=0, label="twins")
             ax.plot(*lines[:, 0].T, ".", color=color, ms=4, mew=0, label=name)
-            ax.set(xlim=(-side, side), ylim=(-side, side), aspect="equal", xticks=[], yticks=[])
+            ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
         row[0].set_ylabel(name, color=color, fontsize=12)
     for ax, grid in zip(axes[0], GRIDS):
         ax.set_title(TITLES[grid])
@@ -364,6 +378,7 @@ def table(rows):
 def main(argv=None):
     args = options(
         argv,
+        *faults(),
         num_evaluations=(15, 2, 1000, "evaluations in the pictures"),
         num_samples=(1000, 1, 10**6, "samples of each sampler"),
         sigma_0=(0.05, 0.01, 1.0, "std of each Gaussian"),
@@ -372,7 +387,7 @@ def main(argv=None):
         seed=(0, 0, 10**6, "seed of every draw"),
     )
     rng = np.random.default_rng(args.seed)
-    weights = np.geomspace(1, args.imbalance, 8)
+    weights = np.geomspace(1, args.imbalance, len(CENTERS))
     data = {"weights": weights / weights.sum(), "sigma_0": args.sigma_0}
     known = partial(denoiser, **data)
 
@@ -381,20 +396,15 @@ def main(argv=None):
     twins = solution(x_1, args.sigma_q, **data)
 
     errors = measure(known, x_1, twins, args.sigma_q)
-    samples = {run: sample(*run, args.num_evaluations, known, x_1, args.sigma_q) for run in errors}
-
-    rows = [["RMS distance to twins, evaluations <=", *map(str, BUDGETS)]]
-    for grid in ("uniform t", "rho = 7"):  # the others are in the figure
-        for name in SOLVERS:
-            rows.append([f"{name}, {grid}", *(f"{error:.2g}" for error in errors[name, grid])])
-    table(rows)
+    samples = sample(known, x_1, args.sigma_q, args.num_evaluations)
 
     for name, figure in {
         "error-vs-evaluations": draw_errors(errors),
         "grids": draw_grids(args.num_evaluations, args.sigma_q, args.sigma_0),
-        "samples": draw_samples(samples, twins, args.num_evaluations),
+        "samples": draw_samples(samples, twins, args.num_evaluations, args.sigma_0),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
+    table(report(errors))
     print(f"figures: {args.figures_dir}")
 
 

@@ -45,32 +45,30 @@ def test_the_truth_follows_the_data(code):
     m, sigma_q, u = paste(s, code), 3.0, np.array([0.01, 0.3, 0.55, 0.78, 0.9])
     points, weights = (np.array(m.DATA[name], float) for name in ("points", "weights"))
     known, d = partial(m.denoiser, **m.DATA), points.shape[1]
-    x_1 = m.starts(u, sigma_q, **m.DATA)
+    x_1 = m.start_at(u, sigma_q, **m.DATA)
     for alpha, beta in [(1, 2.0), (0.3, 0.9), (0.9, 0.05)]:
         want = [bayes(x, alpha, beta, points, weights) for x in alpha * x_1]
         close(known(alpha * x_1, alpha, beta), want, "denoiser: E[x_0 | alpha x_0 + beta N(0, I)]")
     if d == 1:
-        close(left_of(x_1, sigma_q, points, weights), u, "starts: the u-quantiles", atol=1e-6)
+        close(left_of(x_1, sigma_q, points, weights), u, "start_at: the u-quantiles", atol=1e-6)
     else:
-        draws = m.starts(np.linspace(0, 1, 4000), sigma_q, **m.DATA)
-        mean = weights @ points
-        covariance = (points - mean).T * weights @ (points - mean) + sigma_q**2 * np.eye(d)
-        error = (np.diag(covariance) / 4000) ** 0.5
-        assert (abs(draws.mean(axis=0) - mean) < 5 * error).all(), "starts: draws of p_1"
-        close(np.cov(draws.T), covariance, "starts: draws of p_1", atol=0.15 * covariance.max())
+        x, mean = m.start_at(np.linspace(0, 1, 4000), sigma_q, **m.DATA), weights @ points
+        spread = weights @ ((points - mean) ** 2).sum(axis=1) + d * sigma_q**2
+        close(x.mean(axis=0), mean, "start_at: p_1", atol=5 * (spread / 4000) ** 0.5)
+        close(((x - mean) ** 2).sum(axis=1).mean(), spread, "start_at: p_1", rtol=0.1)
 
     middles = np.array([0.6, 0.2])
     levels = [1, *np.ravel([[1.01 * r, r, 0.99 * r] for r in middles]), 0]
-    path = m.solution(known, x_1, sigma_q * np.array(levels))
-    close(path[0], x_1, "solution: from the starts")
+    path = m.ode_path(known, x_1, sigma_q * np.array(levels))
+    close(path[0], x_1, "ode_path: from the starts")
     for sigma, above, x, below in zip(sigma_q * middles, path[1::3], path[2::3], path[3::3]):
         slope = [(y - bayes(y, 1, sigma, points, weights)) / sigma for y in x]
-        hint = "solution: dx/dsigma is (x - E[x_0 | x]) / sigma"
+        hint = "ode_path: dx/dsigma is (x - E[x_0 | x]) / sigma"
         close((above - below) / (0.02 * sigma), slope, hint, rtol=0.01, atol=0.01)
         if d == 1:
-            close(left_of(x, sigma, points, weights), u, "solution: it keeps its rank", atol=1e-5)
+            close(left_of(x, sigma, points, weights), u, "ode_path: it keeps its rank", atol=1e-5)
     off = np.linalg.norm(path[-1][:, None] - points, axis=2).min(axis=1)
-    close(off, 0, "solution: ends at a point of the data", atol=1e-5)
+    close(off, 0, "ode_path: ends at a point of the data", atol=1e-5)
 
     def recursion(levels):
         """x_r = D + (sigma_r / sigma) (x - D) on these levels, from x_1 on."""
@@ -88,15 +86,9 @@ def test_the_truth_follows_the_data(code):
     for name, (levels, x) in m.on_even_steps(known, x_1, 4, sigma_q).items():
         close(equal[name], want, f"{name}: in units of alpha, DDIM's trajectory")
         close(x, recursion(levels), f"{name}: on its own levels, too")
-        total = np.log1p(levels**2)  # .1 t + 9.95 t^2
-        t = {
-            "DDIM": levels**2,
-            "linear flow": levels,
-            "rectified flow": levels / (sigma_q + levels),
-            "variance preserving": (0.01 + 39.8 * total) ** 0.5 - 0.1,
-        }[name]
-        close(t / t[0], even, f"{name}: even steps of its time")
         close(levels[0], sigma_q, f"{name}: from the level sigma_q")
+        _, _, clock = m.schedules(sigma_q)[name]
+        close(clock(levels) / clock(sigma_q), even, f"{name}: even steps of its time")
 
 
 def test_data_that_it_cannot_do(capsys):
@@ -143,17 +135,12 @@ def test_velocity_is_the_mean_over_lines():
     )
 
 
-def test_samplers_on_a_point_mass():
+def test_sample_on_a_point_mass():
     """To a point mass at a, x - alpha a shrinks as beta does: after every step."""
     x_1, a, t = np.array([[3.0], [-1.0]]), 0.5, np.array([1, 0.7, 0.4, 0.1, 0])
-    way = np.array(x_1 - a)
-    mean = partial(s.reverse_mean, denoiser=lambda x, t: np.full_like(x, a))
-    v = partial(s.velocity, denoiser=lambda x, t: np.full_like(x, a))
     runs = s.sample(lambda x, alpha, beta: np.full_like(x, a), x_1, 1 - t, 2 * t)
     hint = "sample: alpha_r E[x_0 | x] + beta_r noise, where x = alpha E[x_0 | x] + beta noise"
-    close([*(runs or [])] or None, [(1 - r) * a + r * x_1 for r in t[1:]], hint)
-    close([*s.ddim(mean, x_1, 7)], [a + (k / 7) ** 0.5 * way for k in range(6, -1, -1)], "ddim")
-    close([*s.flow(v, x_1, t)], [a + r * way for r in t[1:]], "flow: x + v (t - r)")
+    close(runs and [*runs], [(1 - r) * a + r * x_1 for r in t[1:]], hint)
 
 
 def drawn(ax, color, marks=True):
@@ -172,10 +159,8 @@ def test_drawn_trajectories():
     t, fine, exact = np.array([1, 2 / 3, 1 / 3, 0]), np.linspace(1, 0, 6), rng().random((6, 2, 2))
     paths = dict(zip(("DDIM", "linear flow"), 2 + rng(1).random((2, 4, 2, 2))))
     own, equal = s.draw_trajectories(paths, exact, 5.0).axes
-    for (name, path), color, own_t, own_fine in [
-        (("DDIM", paths["DDIM"]), s.ORANGE, t, fine**2),
-        (("linear flow", paths["linear flow"]), s.SKY, t**0.5, fine),
-    ]:
+    for name, color, power in ("DDIM", s.ORANGE, 1), ("linear flow", s.SKY, 1 / 2):
+        path, own_t, own_fine = paths[name], t**power, fine ** (2 * power)
         close(drawn(own, color), curves(own_t, path), f"{name} against its own time")
         close(drawn(own, color, marks=False), curves(own_fine, exact), f"{name}'s solution")
         close(drawn(equal, color), curves(5 * t**0.5, path), f"{name} against the noise level")
@@ -218,7 +203,7 @@ def test_main(tmp_path, monkeypatch, spy, capsys):
     assert (run.num_steps, run.sigma_q, errors.num_steps, sketch.sigma_q) == (4, 3.0, 4, 3.0)
     numbers = []
     for name, (levels, x) in run.result.items():
-        off = ((x - s.solution(run.denoiser, run.x_1, levels)) ** 2).sum(axis=2).mean(axis=1)
+        off = ((x - s.ode_path(run.denoiser, run.x_1, levels)) ** 2).sum(axis=2).mean(axis=1)
         close(errors.found[name], [levels, off**0.5], "main: levels, and RMS distances to twins")
         numbers += [f"{levels[-2]:.3f}", f"{max(off) ** 0.5:.3g}"]
     first, _, *table, _ = capsys.readouterr().out.splitlines()
@@ -229,6 +214,6 @@ def test_main(tmp_path, monkeypatch, spy, capsys):
     for name, path in s.trajectories(known, few, 4, 3.0).items():
         close(sketch.paths[name], path, "main: the sampler's own path is drawn")
     levels = 3 * np.linspace(1, 0, len(sketch.solution))
-    close(sketch.solution, s.solution(known, few, levels), "main: the solution at even levels")
+    close(sketch.solution, s.ode_path(known, few, levels), "main: the solution at even levels")
 
     paste(s, snippet(s)).main(small)

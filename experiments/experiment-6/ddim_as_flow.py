@@ -14,7 +14,7 @@ The truth beside it
     On equal noise levels the samplers agree to rounding. On other levels they do not: each takes
     large steps along one ordinary differential equation (ODE), dx/dsigma = (x - D) / sigma, with
     D = E[x_0 | x], as experiment 2 has it. A sample's twin is here the ODE's solution from the same
-    start, by Runge-Kutta (`solution`), and the error is the root mean square distance to it. Starts
+    start, by Runge-Kutta (`ode_path`), and the error is the root mean square distance to it. Starts
     are of p_1, as the data is after its noise: on a line its quantiles, else draws.
 
 What to look for in figures/
@@ -58,7 +58,7 @@ def faults(points, weights):
 normal_cdf = np.vectorize(NormalDist().cdf)
 
 
-def starts(u, sigma_q, *, points, weights):
+def start_at(u, sigma_q, *, points, weights):
     """x_1 of p_1: in one dimension the u-quantiles, in more a draw for each u.
 
     The distribution function on a grid, read backwards.  u: (n,), from 0 to 1.  Returns (n, d).
@@ -184,7 +184,7 @@ def sample(denoiser, x, alphas, betas):
 # ------------------------------------------ The truth -------------------------------------------
 
 
-def solution(denoiser, x, sigmas):
+def ode_path(denoiser, x, sigmas):
     """Where the ODE takes x, (n, d), from level sigmas[0]: at each of sigmas, (m,), which fall.
 
     In u = log sigma it is dx/du = x - E[x_0 | x]: the classic Runge-Kutta method, in steps of at
@@ -235,7 +235,7 @@ def trajectories(denoiser, x_1, num_steps, sigma_q):
     return {"DDIM": np.array([x_1, *ddim_steps]), "linear flow": np.array([x_1, *flow_steps])}
 
 
-def follow(denoiser, alpha, beta, x_1, times):
+def path_in(denoiser, alpha, beta, x_1, times):
     """x / alpha in one schedule, from x_1, (n, d), at times, (num_steps + 1,).
 
     Returns its noise levels, (num_steps + 1,), and x / alpha, (num_steps + 1, n, d), from x_1 on.
@@ -252,7 +252,7 @@ def on_equal_levels(denoiser, x_1, num_steps, sigma_q):
     """
     levels = sigma_q * np.sqrt(even(num_steps))
     return {
-        name: follow(denoiser, alpha, beta, x_1, clock(levels))[1]
+        name: path_in(denoiser, alpha, beta, x_1, clock(levels))[1]
         for name, (alpha, beta, clock) in schedules(sigma_q).items()
     }
 
@@ -263,7 +263,7 @@ def on_even_steps(denoiser, x_1, num_steps, sigma_q):
     Returns {schedule: (levels, x / alpha)}: (num_steps + 1,) and (num_steps + 1, n, d).
     """
     return {
-        name: follow(denoiser, alpha, beta, x_1, clock(sigma_q) * even(num_steps))
+        name: path_in(denoiser, alpha, beta, x_1, clock(sigma_q) * even(num_steps))
         for name, (alpha, beta, clock) in schedules(sigma_q).items()
     }
 
@@ -392,17 +392,17 @@ def main(argv=None):
     )
     num_steps, sigma_q = args.num_steps, args.sigma_q
     known = partial(denoiser, **DATA)
-    x_1 = starts((np.arange(args.num_samples) + 0.5) / args.num_samples, sigma_q, **DATA)
+    x_1 = start_at((np.arange(args.num_samples) + 0.5) / args.num_samples, sigma_q, **DATA)
 
     paths = trajectories(known, x_1, num_steps, sigma_q)
     equal = [paths["linear flow"], *on_equal_levels(known, x_1, num_steps, sigma_q).values()]
     found = {
-        name: (levels, apart(x, solution(known, x_1, levels)))
+        name: (levels, apart(x, ode_path(known, x_1, levels)))
         for name, (levels, x) in on_even_steps(known, x_1, num_steps, sigma_q).items()
     }
-    few = starts(np.array([0.02, 0.2, 0.6, 0.76, 0.83, 0.95]), sigma_q, **DATA)
+    few = start_at(np.array([0.02, 0.2, 0.6, 0.76, 0.83, 0.95]), sigma_q, **DATA)
     drawn = trajectories(known, few, num_steps, sigma_q)
-    lines = solution(known, few, sigma_q * np.linspace(1, 0, 101))
+    lines = ode_path(known, few, sigma_q * np.linspace(1, 0, 101))
 
     for name, figure in {
         "same-trajectories": draw_trajectories(drawn, lines, sigma_q),

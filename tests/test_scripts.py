@@ -30,7 +30,7 @@ def path(request):
 
 # What no option makes smaller: constants of a script.
 LESS = {
-    "gaussian": {"STEP_COUNTS": [1, 10], "SIGMA_QS": np.array([0.1, 3.0])},
+    "gaussian": {"STEP_COUNTS": [1, 10], "SIZES": np.array([0.1, 3.0])},
     "generalization": {"NUM_POINTS": [10, 20, 40]},
     "couplings": {"BATCHES": [1, 4]},
     "fast_samplers": {"BUDGETS": [8, 15]},

@@ -402,3 +402,17 @@ def test_dictionary():
     (code,) = re.findall(r"denoiser is `(.+?)`", table[2])  # of v_prediction
     v = {**theirs[0], "v": a**0.5 * eps - (1 - a) ** 0.5 * x_0}
     np.testing.assert_allclose(eval(code, {}, v), x_0)
+
+
+def test_questions():
+    """Each number of an answer stands on a page that the answer links to."""
+    page = ROOT / "experiments/QUESTIONS.md"
+    questions = re.findall(r"^\*\*.*\n(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(questions) > 30
+    for answer in questions:
+        links = re.findall(r"\]\((?!http)([\w./-]+\.md)", answer)
+        text = " ".join((page.parent / link).read_text(encoding="utf-8") for link in links)
+        known = {number.lstrip("0") for number in re.findall(r"\d*\.?\d+", text)}
+        said = re.sub(r"\[.*?\]\(.*?\)", "", answer)
+        for number in re.findall(r"(?<![\w₀])\d*\.?\d+", said):
+            assert number.lstrip("0") in known, (number, answer)

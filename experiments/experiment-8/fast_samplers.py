@@ -6,10 +6,10 @@ The claim
     from sigma = sigma_q, where there is noise, to sigma = 0, where there is data. Here sigma is the
     tutorial's sigma_t = sigma_q sqrt(t). DDIM is Euler's method for it, on a grid that is uniform
     in t. Both can be bettered (section 5, "Samplers in practice"):
-      the solver  Heun's method and DPM-Solver++(2M) are of second order: half the step, a
+      the solver  Heun's method and DPM-Solver++(2M) are of second order: half of a small step, a
                   quarter of the error;
-      the grid    uniform t spends nearly all steps at large sigma and leaps over the scales on
-                  which the data has its detail. The steps belong at small sigma.
+      the grid    if sigma_q is large, uniform t spends nearly all steps at large sigma and leaps
+                  over the scales on which the data has its detail.
     What costs time is evaluating the denoiser, a network in practice. So errors are compared at
     equal numbers of evaluations, not of steps. How many does it take to do better than the
     tutorial's sampler with 1000?

@@ -30,6 +30,28 @@ def left_of(x, sigma, points, weights):
     return [sum(w * NormalDist(a, sigma).cdf(y) for w, (a,) in zip(weights, points)) for (y,) in x]
 
 
+def test_velocity_is_the_mean_over_lines():
+    """E[x_0 - x_1 | x_t], counted among draws of the lines that pass near x."""
+    n, t, x, points, weights = 400_000, 0.4, 0.3, [[-1.1], [1.1]], [0.8, 0.2]
+    x_0 = rng(2).choice(np.ravel(points), n, p=weights)
+    x_1 = x_0 + 2 * rng(3).standard_normal(n)
+    near = (x_0 - x_1)[abs(t * x_1 + (1 - t) * x_0 - x) < 0.02]
+    error = near.std() / len(near) ** 0.5
+    mean = bayes(np.array([x]), 1, 2 * t, np.array(points), weights)
+    got = s.velocity(np.array([[x]]), t, denoiser=lambda x_t, t: mean)
+    close(
+        got, near.mean(), "velocity: E[x_0 - x_1 | x_t] = (E[x_0 | x_t] - x_t) / t", atol=5 * error
+    )
+
+
+def test_sample_on_a_point_mass():
+    """To a point mass at a, x - alpha a shrinks as beta does: after every step."""
+    x_1, a, t = np.array([[3.0], [-1.0]]), 0.5, np.array([1, 0.7, 0.4, 0.1, 0])
+    runs = s.sample(lambda x, alpha, beta: np.full_like(x, a), x_1, 1 - t, 2 * t)
+    hint = "sample: alpha_r E[x_0 | x] + beta_r noise, where x = alpha E[x_0 | x] + beta noise"
+    close(runs and [*runs], [(1 - r) * a + r * x_1 for r in t[1:]], hint)
+
+
 OTHER_DATA = {
     "the script's": "DATA = {'points': np.array([[-1.1], [1.1]]), 'weights': np.array([0.8, 0.2])}",
     "the page's": snippet(s),
@@ -118,28 +140,6 @@ def test_schedules_are_those_of_the_text():
         assert alpha(t) == pytest.approx(slope, abs=5 * 1.5 / n**0.5), name
         assert beta(t) == pytest.approx((x_t - slope * x_0).std(), rel=5 / (2 * n) ** 0.5), name
         assert clock(beta(t) / alpha(t)) == pytest.approx(t), name
-
-
-def test_velocity_is_the_mean_over_lines():
-    """E[x_0 - x_1 | x_t], counted among draws of the lines that pass near x."""
-    n, t, x, points, weights = 400_000, 0.4, 0.3, [[-1.1], [1.1]], [0.8, 0.2]
-    x_0 = rng(2).choice(np.ravel(points), n, p=weights)
-    x_1 = x_0 + 2 * rng(3).standard_normal(n)
-    near = (x_0 - x_1)[abs(t * x_1 + (1 - t) * x_0 - x) < 0.02]
-    error = near.std() / len(near) ** 0.5
-    mean = bayes(np.array([x]), 1, 2 * t, np.array(points), weights)
-    got = s.velocity(np.array([[x]]), t, denoiser=lambda x_t, t: mean)
-    close(
-        got, near.mean(), "velocity: E[x_0 - x_1 | x_t] = (E[x_0 | x_t] - x_t) / t", atol=5 * error
-    )
-
-
-def test_sample_on_a_point_mass():
-    """To a point mass at a, x - alpha a shrinks as beta does: after every step."""
-    x_1, a, t = np.array([[3.0], [-1.0]]), 0.5, np.array([1, 0.7, 0.4, 0.1, 0])
-    runs = s.sample(lambda x, alpha, beta: np.full_like(x, a), x_1, 1 - t, 2 * t)
-    hint = "sample: alpha_r E[x_0 | x] + beta_r noise, where x = alpha E[x_0 | x] + beta noise"
-    close(runs and [*runs], [(1 - r) * a + r * x_1 for r in t[1:]], hint)
 
 
 def drawn(ax, color, marks=True):

@@ -29,15 +29,14 @@ def test_sort_batches():
 
 
 OTHERS = [
-    "STD = 0.15",
-    "WEIGHTS, CENTERS = np.array([0.2, 0.5, 0.3]), np.array([3.0, -2.0, 0.5])\nSTD = 0.3",
-    "WEIGHTS, CENTERS = np.array([1.0]), np.array([2.0])\nSTD = 0.5",
-    "WEIGHTS, CENTERS = np.array([0.3, 0.7]), np.array([-6.0, 9.0])\nSTD = 0.45",
+    ("STD = 0.15", 16),
+    ("WEIGHTS, CENTERS = np.array([0.2, 0.5, 0.3]), np.array([3.0, -2.0, 0.5])\nSTD = 0.3", 4),
+    ("WEIGHTS, CENTERS = np.array([1.0]), np.array([2.0])\nSTD = 0.5", 2),
+    ("WEIGHTS, CENTERS = np.array([0.3, 0.7]), np.array([-6.0, 9.0])\nSTD = 0.45", 1),
 ]
 
 
-@pytest.mark.parametrize("code", OTHERS)
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize(("code", "batch"), OTHERS)
 def test_the_truth_follows_the_data(code, batch):
     """Density, twins, cost, parts and velocity, by draws, whatever the mixture."""
     m = paste(s, code)
@@ -66,9 +65,9 @@ def test_the_truth_follows_the_data(code, batch):
     v, x_t, times = np.empty_like(x_0), np.empty_like(x_0), (np.arange(8) + 0.5) / 8
     for part, t in zip(np.split(np.arange(64_000), 8), times):  # each batch at one of eight t
         x_t[part] = t * x_1[part] + (1 - t) * x_0[part]
-        grid = np.linspace(x_t[part].min(), x_t[part].max(), 500)
+        grid = np.linspace(x_t[part].min(), x_t[part].max(), 400)
         on_grid = m.batch_velocity(grid, t, batch=batch)
-        assert np.shape(on_grid) == (500,), "the velocity has a number for each x_t"
+        assert np.shape(on_grid) == (400,), "the velocity has a number for each x_t"
         v[part] = np.interp(x_t[part], grid, on_grid)
         for few in np.array_split(part[x_t[part].argsort()], 8):
             assert near((x_0 - x_1 - v)[few], 0), "v_t is not the mean of x_0 - x_1 at x_t"
@@ -76,18 +75,14 @@ def test_the_truth_follows_the_data(code, batch):
         assert near((values**2).reshape(-1, batch).mean(axis=1), want)  # batches are independent
 
 
-def test_what_it_cannot_do(capsys, tmp_path):
-    for code, word in [
-        ("WEIGHTS, CENTERS = np.array([0.5, 0.4]), np.array([-1.0, 1.0])", "WEIGHTS"),
-        ("WEIGHTS, CENTERS = np.array([0.5, 0.5]), np.array([-1.0, 0.0, 1.0])", "WEIGHTS"),
-        ("STD = 0.0", "STD"),
-        ("STD = 0.001", "STD"),
+def test_what_it_cannot_do():
+    for code in [
+        "WEIGHTS, CENTERS = np.array([0.5, 0.4]), np.array([-1.0, 1.0])",
+        "WEIGHTS, CENTERS = np.array([0.5, 0.5]), np.array([-1.0, 0.0, 1.0])",
+        "STD = 0.0",
+        "STD = 0.001",
     ]:
-        with pytest.raises(SystemExit) as end:
-            paste(s, code).main(["--figures-dir", str(tmp_path / "new")])
-        assert end.value.code == 2
-        assert word in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "new").exists()
+        assert len(paste(s, code).faults()) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 32])
@@ -127,11 +122,11 @@ def test_straight_is_not_enough():
     def velocity(x_t, t):
         return (1 - 2 * t) / (t**2 + (1 - t) ** 2) * x_t
 
-    x_0, x_1 = rng(5).standard_normal((2, 5000))
+    x_0, x_1 = rng(5).standard_normal((2, 1000))
     x_t = 0.3 * x_1 + 0.7 * x_0
     assert near((x_0 - x_1 - velocity(x_t, 0.3)) * x_t, 0)
     assert (s.ends(velocity, x_1, 1) == 0).all()
-    np.testing.assert_allclose(s.ends(velocity, x_1, 2000), x_1, rtol=2e-3)
+    np.testing.assert_allclose(s.ends(velocity, x_1, 400), x_1, rtol=1e-2)
 
 
 def curves(ax):
@@ -187,12 +182,6 @@ def test_draw_cost():
         rows = [row["errors"][n] for row in found.values()]
         assert (marker, ["a", "b"], rows[:2]) in drawn
         assert (marker, ["last"], rows[2:]) in drawn
-    texts = dict(zip((line.get_marker() for line in ax.lines[::2]), ax.get_legend().get_texts()))
-    assert {marker: text.get_text().split()[0] for marker, text in texts.items()} == {
-        "o": "1",
-        "s": "2",
-        "^": "4",
-    }
 
 
 def numbers(rows):
@@ -200,27 +189,27 @@ def numbers(rows):
 
 
 def test_main(tmp_path, capsys, monkeypatch, spy):
-    """What is measured, of what; what is drawn and printed is what was measured."""
-    monkeypatch.setattr(s, "BATCHES", [1, 4])
-    monkeypatch.setattr(s, "FINE", 20)
-    monkeypatch.setattr(s.plt.Figure, "savefig", lambda *_, **__: None)
-    calls = {name: spy(s, name) for name in ("measure", "reflow", "follow", "report", "table")}
-    drawn = [spy(s, "draw_lines"), spy(s, "draw_cost")]
-    s.main(f"--figures-dir {tmp_path} --reflows 2 --num-steps 3 --num-samples 9".split())
+    """With the page's data: what is measured, of what; what is drawn and printed is that."""
+    m = paste(s, snippet(s))
+    m.BATCHES, m.FINE = [1, 4], 20
+    monkeypatch.setattr(m.plt.Figure, "savefig", lambda *_, **__: None)
+    calls = {name: spy(m, name) for name in ("measure", "reflow", "follow", "report", "table")}
+    drawn = [spy(m, "draw_lines"), spy(m, "draw_cost")]
+    m.main(f"--figures-dir {tmp_path} --reflows 2 --num-steps 3 --num-samples 9 --seed 5".split())
     ((found, optimal),) = (call.result for call in calls["measure"])
     (again,), (runs,), (printed,) = (calls[name] for name in ("reflow", "follow", "report"))
-    x_1, weights = s.starts()
+    x_1, weights = m.starts()
     for batch, name in zip((1, 4), found):
         assert name == f"B = {batch}"
-        velocity = partial(s.batch_velocity, batch=batch)
+        velocity = partial(m.batch_velocity, batch=batch)
         parts = [found[name][key] for key in ("cost", "irreducible", "curvature")]
-        assert parts == [s.cost(batch), *s.split(batch, optimal)]
-        assert found[name]["errors"] == s.errors(velocity)
-    np.testing.assert_allclose(again.result, s.reflow(partial(s.batch_velocity, batch=1), 1))
+        assert parts == [m.cost(batch), *m.split(batch, optimal)]
+        assert found[name]["errors"] == m.errors(velocity)
+    np.testing.assert_allclose(again.result, m.reflow(partial(m.batch_velocity, batch=1), 1))
     assert again.num_reflows == 2
     *_, straight, last = numbers(printed.result).values()
     assert straight == pytest.approx([optimal, 0, 0, 0, 0, 0], abs=5e-5)
-    error = (weights @ (again.result - s.monotone(x_1)) ** 2) ** 0.5
+    error = (weights @ (again.result - m.monotone(x_1)) ** 2) ** 0.5
     price = weights @ (again.result - x_1) ** 2
     assert last == pytest.approx([price, 0, 0, error, error, error], abs=5e-5)
     rows = numbers(calls["table"][0].rows)
@@ -235,29 +224,18 @@ def test_main(tmp_path, capsys, monkeypatch, spy):
     printed = [float(word) for word in re.findall(r"\b\d+\.\d+|\de-\d+", line)]
     assert printed == [pytest.approx(optimal, abs=5e-5), pytest.approx(off, rel=0.5)]
 
-    assert (runs.num_steps, len(runs.x_1), len(runs.x_0)) == (3, 9, 9)
+    assert runs.num_steps == 3
+    np.testing.assert_array_equal([runs.x_1, runs.x_0], m.draw(9, rng(5)))
     lines, cost = (calls[0] for calls in drawn)
-    np.testing.assert_array_equal(lines.twins, s.monotone(runs.x_1))
+    np.testing.assert_array_equal(lines.twins, m.monotone(runs.x_1))
     assert [*cost.found] == ["B = 1", "B = 4", "sorted"]
     assert cost.optimal == optimal
-    couplings = [partial(s.batch_velocity, batch=batch) for batch in (1, 4, 32)]
+    couplings = [partial(m.batch_velocity, batch=batch) for batch in (1, 4, 32)]
     for batch, velocity, panels in zip((1, 4, 32), couplings, lines.runs.values()):
-        np.testing.assert_array_equal(panels[0], s.sort_batches(runs.x_1, runs.x_0, batch))
-        for n, path in zip((s.FINE, 3), panels[1:]):
-            np.testing.assert_array_equal(path, [runs.x_1, *s.flow(velocity, runs.x_1, n)])
+        np.testing.assert_array_equal(panels[0], m.sort_batches(runs.x_1, runs.x_0, batch))
+        for n, path in zip((m.FINE, 3), panels[1:]):
+            np.testing.assert_array_equal(path, [runs.x_1, *m.flow(velocity, runs.x_1, n)])
     pair, *paths = [*lines.runs.values()][3]
     np.testing.assert_array_equal(pair, np.sort([runs.x_1, runs.x_0]))
     for path in paths:
         np.testing.assert_allclose(path[-1], lines.twins, atol=1e-3)
-
-
-def test_change_it_yourself(tmp_path, monkeypatch):
-    """The page's block: its main runs, and the parts add up."""
-    m = paste(s, snippet(s))
-    m.BATCHES, m.FINE = [4], 5
-    monkeypatch.setattr(m.plt.Figure, "savefig", lambda *_, **__: None)
-    m.main(["--figures-dir", str(tmp_path), "--num-samples", "8"])
-    assert m.faults() == []
-    x_1, weights = m.starts()
-    optimal = weights @ (m.monotone(x_1) - x_1) ** 2
-    assert sum(m.split(4, optimal)) + optimal == pytest.approx(m.cost(4), abs=2e-5)

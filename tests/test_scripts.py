@@ -384,7 +384,7 @@ def test_pages():
 def test_dictionary():
     """Each cell of the front page's table, run: theirs goes in, ours comes out."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = re.search(r"## Dictionary\n.*?\|---.*?\n(.*?)\n\n(.*?)\n\n", page, re.DOTALL)
+    table = re.search(r"## Dictionary\n.*?\|---.*?\n(.*?)\n\n(.*?)</details>", page, re.DOTALL)
     x_0, eps = np.random.default_rng(0).standard_normal((2, 5))
     sigma, sigma_next = 0.7, 0.5
     a, s = 1 / (1 + sigma**2), sigma / (1 + sigma)  # theirs for this noise level

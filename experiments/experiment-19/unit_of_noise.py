@@ -103,6 +103,8 @@ def faults(n=60):
             lines.append(f"digits: side {side} wants images (n, {side**2}) and labels (n,)")
         elif not 0 < unit(images) < torch.inf or len(labels.unique()) < 2:
             lines.append("digits: images must be finite and differ, with two labels at least")
+        elif labels.is_floating_point() or labels.min() < 0:
+            lines.append("digits: labels are whole numbers from 0 up")
     return lines
 
 

@@ -203,11 +203,13 @@ def test_animate():
     for k, first in enumerate(starts):
         picture = np.asarray(frames[first].convert("RGB")).sum(axis=2)
         height, width = picture.shape
-        points = paths[[10 * k, 10 * ((k + 2) % 5)]] / s.LIMITS[1]  # of now, and of another time
+        now, other = 10 * k, 10 * ((k + 2) % 5)
+        points = paths[[now, max(0, now - 1), other]] / s.LIMITS[1]
         x, y = (1 + points.numpy().T) / 2
         light = picture[((1 - y) * height).astype(int), (x * width).astype(int)]
-        assert (light[:, 0] > 150).all()
-        assert (light[:, 1] < 150).any()
+        assert (light[:, 0] > 150).all(), "the points"
+        assert (light[:, 1] > 100).all(), "their tails"
+        assert (light[:, 2] < 150).any(), "not where they are at another time"
 
 
 def numbers(text):

@@ -53,7 +53,7 @@ def test_the_truth_follows_the_data(code, tmp_path, monkeypatch):
     assert sent.std(axis=0) == pytest.approx(o.STD, rel=0.06)
     if code == snippet(s):
         monkeypatch.setattr(s.plt.Figure, "savefig", lambda *_, **__: None)
-        o.LINE_COUNTS, o.STEP_COUNTS = [15], [2]
+        o.LINE_COUNTS, o.STEP_COUNTS, o.ODE_COUNT = [15], [2], 2
         few = "--train-steps 2 --num-steps 2 --num-samples 5 --figures-dir".split()
         o.main([*few, str(tmp_path)])
 
@@ -88,8 +88,8 @@ def test_the_factor_in_three_places(w, sigma_max):
         latent, again = s.round_trip(s.on_line(w), x, sigmas)
         np.testing.assert_allclose(again, by_hand * x)
         assert law == pytest.approx(by_hand, abs=tolerance), "the formula is not exp(-h int g^2)"
-    exact = sigma_max * (s.S_U / s.S_C) ** (w - 1) / s.S_C  # starts are std this, by the ODE
-    assert latent / x == pytest.approx(exact, rel=0.1)
+    wide, narrow = ((sigma_max**2 / std**2 + 1) ** 0.5 for std in (s.S_U, s.S_C))
+    assert latent / x == pytest.approx(wide ** (1 - w) * narrow**w, rel=0.1)  # by the ODE
 
 
 def test_inversion_takes_the_slope_at_its_lower_end():
@@ -120,25 +120,21 @@ def test_solved_where_the_plain_iteration_fails():
     """All data, 15 steps, points between classes: goal(x) for x does not converge, ours does."""
     denoiser, levels = s.in_plane(0), s.even_ratios(15, 0.002, 4)
     turn = torch.linspace(0.1, 0.7, 41, dtype=torch.double)
-    x = torch.stack([turn.cos(), turn.sin()], dim=1)
-    steps = 0
-    for sigma, next_sigma in zip(levels, levels[1:]):
-        start = x.clone()
-        for _ in range(200):
+    x, failed = torch.stack([turn.cos(), turn.sin()], dim=1), False
+    for sigma, next_sigma in zip(levels[6:10], levels[7:]):
+        start = x
+        for _ in range(60):
             start = x + (sigma - next_sigma) * (start - denoiser(start, sigma)) / sigma
-        plain = [*s.ddim(denoiser, start, [sigma, next_sigma])][0]
-        ours = [
-            *s.ddim(denoiser, s.inverse_step(denoiser, x, sigma, next_sigma), [sigma, next_sigma])
-        ][0]
-        steps += (plain - x).abs().max() > 1e-3
+        found = s.inverse_step(denoiser, x, sigma, next_sigma)
+        (plain,), (ours,) = (s.ddim(denoiser, y, [sigma, next_sigma]) for y in (start, found))
+        failed |= (plain - x).abs().max().item() > 1e-3
         assert (ours - x).abs().max() < 1e-12, "the step's own equation is not solved"
-    assert steps > 0
+    assert failed
     x_0 = s.of_first_class(50, torch_rng())
-    assert s.apart(s.solved(denoiser, x_0, levels)[1], x_0) < 1e-12
     assert 0.1 < s.apart(s.solved(s.in_plane(1), x_0, levels, s.in_plane(7.5))[1], x_0) < 0.25
 
 
-def test_the_ode_there_and_back():
+def test_the_ode_there_and_back(monkeypatch):
     """One Gaussian is multiplied by a ratio of stds, known; two ODEs do not undo each other."""
     x = s.of_first_class(30, torch_rng())
     levels = s.even_ratios(200, 0.01, 4)
@@ -146,14 +142,15 @@ def test_the_ode_there_and_back():
     want = s.CENTERS[0] + ratio * (x - s.CENTERS[0])
     latent = s.ode(s.in_plane(1), x, levels[::-1])
     torch.testing.assert_close(latent, want, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(s, "ODE_COUNT", 100)
     error, size = s.measure_ode(s.in_plane(1), s.in_plane(7.5), x, 0.002, 4)
-    fine = s.round_trip(s.in_plane(1), x, s.even_ratios(3000, 0.002, 4), s.in_plane(7.5))
-    assert error == pytest.approx(s.apart(fine[1], x), rel=0.02)
+    fine = s.round_trip(s.in_plane(1), x, s.even_ratios(500, 0.002, 4), s.in_plane(7.5))
+    assert error == pytest.approx(s.apart(fine[1], x), rel=0.05)
     assert size == pytest.approx((fine[0].square().mean() / 16).sqrt().item(), rel=0.02)
 
 
 def test_it_learns_and_what_is_inverted_is_the_network():
-    network = s.train(train_steps=200, rng=torch_rng(3))
+    network = s.train(train_steps=150, rng=torch_rng(3))
     g = torch_rng(4)
     x_0 = s.swiss_roll(2000, g)
     x = s.add_noise(x_0, 0.09, s.ROLL_SIGMA, g)
@@ -181,6 +178,8 @@ def test_main(tmp_path, monkeypatch, spy):
     monkeypatch.setattr(s.plt.Figure, "savefig", lambda *_, **__: None)
     monkeypatch.setattr(s, "LINE_COUNTS", [20, 70])
     monkeypatch.setattr(s, "STEP_COUNTS", [4, 6])
+    monkeypatch.setattr(s, "ODE_COUNT", 9)
+    monkeypatch.setattr(s, "inverse_step", partial(s.inverse_step, most=9))
     words = "--num-steps 5 --num-samples 7 --w 3 --off 0.2 --train-steps 3 --seed 2"
     s.main(f"--figures-dir {tmp_path} {words}".split())
     assert calls["train"][0].train_steps == 3

@@ -29,7 +29,7 @@ Try this
     python inversion.py --num-steps 200      the pictures with more steps: what is still off?
     python inversion.py --train-steps 300    a bad network: is it harder to invert?
     python inversion.py --off 0.1            points beside the roll: where does their noise lie?
-    python inversion.py --w 0                no class, all the data: which step is hard to invert?
+    python inversion.py --w 0                down without a class: what comes back?
 """
 
 import math
@@ -72,7 +72,7 @@ LINE_SIGMA, PLANE_SIGMA, ROLL_SIGMA = 10.0, 4.0, 1.0  # the largest noise level 
 
 def faults():
     """What this script cannot do with the data above, a line each."""
-    if not min(S_U, S_C, STD, LINE_SIGMA, PLANE_SIGMA, ROLL_SIGMA) > 0:
+    if not all(0 < x < math.inf for x in (S_U, S_C, STD, LINE_SIGMA, PLANE_SIGMA, ROLL_SIGMA)):
         yield "S_U, S_C, STD and the largest noise levels are standard deviations, above 0"
     if CENTERS.ndim != 2 or CENTERS.shape[1] != 2:
         yield "CENTERS are classes in the plane: (k, 2)"

@@ -298,7 +298,7 @@ def sample(denoiser, noise, low, high, num_steps):
     return x
 
 
-def read(x_0, images, labels):
+def nearest_label(x_0, images, labels):
     """The label of the nearest image, (n,)."""
     return labels[torch.cdist(x_0, images).argmin(dim=1)]
 
@@ -306,7 +306,7 @@ def read(x_0, images, labels):
 def apart(x_0, twins, images, labels):
     """RMS distance of samples to twins, in our unit, and the share with the label of its twin."""
     distance = (x_0 - twins).square().sum(dim=1).mean().sqrt().item() / unit(images)
-    same = read(x_0, images, labels) == read(twins, images, labels)
+    same = nearest_label(x_0, images, labels) == nearest_label(twins, images, labels)
     return distance, same.double().mean().item()
 
 
@@ -337,7 +337,9 @@ def sample_rows(samples, twins, images, labels):
         distance, same = apart(x_0, twins[name], images, labels)
         off = twins[name] - images.mean(dim=0)
         std = off.square().sum(dim=1).mean().sqrt().item() / unit(images)
-        counts = torch.bincount(read(twins[name], images, labels), minlength=labels.max() + 1)
+        counts = torch.bincount(
+            nearest_label(twins[name], images, labels), minlength=labels.max() + 1
+        )
         kinds = labels.unique()
         order = kinds[counts[kinds].argsort(stable=True)].tolist()
         ends = [f"{kind}: {counts[kind] / len(x_0):.1%}" for kind in (order[-1], order[0])]

@@ -214,12 +214,12 @@ def learn(num_levels, *, train_steps, more_steps, rng):
 
     MeanFlow gets as many pairs as the velocity and the network distilled from it together.
     """
+    longer = train_steps + train_steps // 2
     networks = {"velocity": train(velocity_loss, train_steps=train_steps, rng=rng)}
-    for n, steps in ((num_levels, train_steps), (MANY, 2 * train_steps)):
+    for n, steps in ((num_levels, train_steps), (MANY, longer)):
         loss = partial(consistency_loss, num_levels=n)
         networks[with_levels(n)] = train(loss, train_steps=steps, rng=rng, batch_size=256)
-    steps = train_steps + train_steps // 2
-    networks["MeanFlow"] = train(mean_flow_loss, train_steps=steps, rng=rng)
+    networks["MeanFlow"] = train(mean_flow_loss, train_steps=longer, rng=rng)
     start = networks["velocity"]
     loss = partial(distillation_loss, velocity=start.velocity)
     start = train(loss, train_steps=train_steps, rng=rng, batch_size=256, start=start)
@@ -321,7 +321,7 @@ STARTS = torch.special.ndtri((torch.arange(NUM_STARTS, dtype=torch.float64) + 0.
 # The same as fresh noise: in an order in which pairs of both fill the plane evenly.
 FRESH = STARTS[(torch.arange(NUM_STARTS, dtype=torch.float64) * (5**0.5 - 1) / 2 % 1).argsort()]
 LEVELS = [1, 2, 5, 10, 20, 50, 100, 200]
-STEPS = [1, 2, 5, 10, 20, 50]
+STEPS = [1, 2, 5, 10, 20, 50, 200]
 
 
 def average(x, t, r, *, u):
@@ -422,20 +422,18 @@ def draw_maps(samples, fixed_points, twins):
     return fig
 
 
-def draw_errors(by_levels, by_steps, one_step):
+def draw_errors(by_levels, learned, by_steps):
     """RMS distances to twins, against levels in training and against steps in sampling.
 
-    by_levels: {N: RMS} of perfect training;  by_steps: {name: {N: RMS}};  one_step: {name: RMS}.
+    by_levels, learned: {N: RMS} of perfect training, of networks;  by_steps: {name: {N: RMS}}.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
     left.loglog(*zip(*by_levels.items()), "k", label="consistency, perfect training")
-    marked = {n: one_step[name] for n in by_levels if (name := with_levels(n)) in one_step}
-    left.loglog(*zip(*marked.items()), "o", color=BLUE, label="consistency, network")
-    for name, color, marker in zip(by_steps, (ORANGE, PINK, GREEN), "s^D"):
+    left.loglog(*zip(*learned.items()), "o", color=BLUE, label="consistency, network")
+    for (name, errors), color, marker in zip(by_steps.items(), (ORANGE, PINK, GREEN), "s^D"):
+        right.loglog(*zip(*errors.items()), color=color, marker=marker, label=name)
         if name != "velocity":
-            left.axhline(one_step[name], color=color, label=name)
-        style = {"color": color, "marker": marker, "label": name}
-        right.loglog(*zip(*by_steps[name].items()), **style)
+            left.axhline(errors[1], color=color, label=name)
     left.set(xlabel="$N$, levels in training", title="One step")
     right.set(xlabel="steps in sampling", title="Along the flow: Euler steps, or jumps of a map")
     left.set_ylabel("RMS distance to exact twins")
@@ -507,7 +505,7 @@ def main(argv=None):
         argv,
         *faults(),
         num_levels=(20, 1, 1000, "levels of the first consistency training"),
-        train_steps=(4000, 1, 10**6, "steps of the optimizer; of some networks, up to twice that"),
+        train_steps=(4000, 1, 10**6, "steps of the optimizer; of two networks, half as many more"),
         more_steps=(0, 0, 10**6, "steps from data, starting at the distilled network"),
         seed=(0, 0, 10**6, "seed of every draw"),
     )
@@ -525,38 +523,33 @@ def main(argv=None):
         name: [sample(name, u, steps, levels.get(name)) for steps in (1, 2)]
         for name, u in networks.items()
     }
-    by_levels = {n: apart(consistent(STARTS, n), twins)[0] for n in LEVELS}
-    by_levels |= {levels[name]: apart(x_0, twins)[0] for name, (x_0, _) in fixed.items()}
-    by_levels = dict(sorted(by_levels.items()))
+    by_levels = {
+        n: apart(consistent(STARTS, n), twins)[0] for n in sorted({*LEVELS, *levels.values()})
+    }
     by_steps = {
         name: {n: apart(sample(name, networks[name], n), twins)[0] for n in STEPS}
         for name in ("velocity", "MeanFlow", "distilled")
     }
 
-    one_step = {name: x_0 for name, (x_0, _) in samples.items()}
     times, paths = trajectories()
     euler = paths[0] + exact_velocity(paths[0][:, None], 1)[:, 0]
-    maps = {name: x_0 for name, x_0 in one_step.items() if name != "velocity"}
+    maps = {name: x_0 for name, (x_0, _) in samples.items() if name != "velocity"}
+    perfect_maps = {name: x_0 for name, (x_0, _) in fixed.items()}
+    learned = {n: apart(maps[name], twins)[0] for name, n in levels.items()}
     for name, figure in {
         "idea": draw_idea(times, paths, euler),
-        "maps": draw_maps(maps, {name: x_0 for name, (x_0, _) in fixed.items()}, twins),
-        "error": draw_errors(
-            by_levels, by_steps, {name: apart(x_0, twins)[0] for name, x_0 in one_step.items()}
-        ),
+        "maps": draw_maps(maps, perfect_maps, twins),
+        "error": draw_errors(by_levels, learned, by_steps),
     }.items():
         figure.savefig(args.figures_dir / f"{name}.jpg", dpi=120)
 
     table(report(samples, fixed, twins))
-    table(
-        [["levels", *map(str, by_levels)], ["perfect", *map("{:.4f}".format, by_levels.values())]]
-    )
-    table(
-        [["steps", *map(str, STEPS)]]
-        + [
-            [name, *map("{:.4f}".format, by_steps[name].values())]
-            for name in ("velocity", "distilled")
-        ]
-    )
+    for first, numbers, errors in (
+        ("levels", by_levels, {"perfect": by_levels}),
+        ("steps", STEPS, by_steps),
+    ):
+        rows = [[name, *map("{:.4f}".format, rms.values())] for name, rms in errors.items()]
+        table([[first, *map(str, numbers)], *rows])
     print(f"figures: {args.figures_dir}")
 
 

@@ -1,6 +1,5 @@
 """Experiment 0 held to references that share no code with it."""
 
-import re
 from statistics import NormalDist
 
 import gaussian as s
@@ -39,9 +38,8 @@ def test_reverse_mean_by_bayes_rule(data, t, dt):
 def test_law_of_many_samples(data):
     """From the base and from p_1; the data itself is drawn and noised."""
     n = 20_000
-    noised = data["mu_0"] + np.array([data["sigma_0"], data["sigma_q"]]) @ rng(1).normal(
-        size=(2, n)
-    )
+    stds = np.array([data["sigma_0"], data["sigma_q"]])
+    noised = data["mu_0"] + stds @ rng(1).normal(size=(2, n))
     for x_1, start in [(data["sigma_q"] * rng().normal(size=n), "base"), (noised, "p_1")]:
         mean_1, std_1 = s.Gaussian(**data).starts()[start]
         assert abs(x_1.mean() - mean_1) < 5 * std_1 / n**0.5
@@ -110,14 +108,12 @@ def lines(figure):
     return panels
 
 
-def test_main(tmp_path, spy, monkeypatch, capsys):
+def test_main(tmp_path, spy, monkeypatch):
     """What is drawn and printed is the law's, the samples' and the error's own."""
     monkeypatch.setattr(s, "STEP_COUNTS", np.array([2, 5]))
     monkeypatch.setattr(s, "SIZES", np.array([0.2, 20]))
-    (calls, histograms, by_steps, by_sigma_q) = (
-        spy(s, name)
-        for name in ("sample", "draw_samples", "draw_error_vs_steps", "draw_error_vs_sigma_q")
-    )
+    calls, tables, histograms = spy(s, "sample"), spy(s, "table"), spy(s, "draw_samples")
+    by_steps, by_sigma_q = spy(s, "draw_error_vs_steps"), spy(s, "draw_error_vs_sigma_q")
     flags = "--num-steps 9 --num-samples 5000 --mu-0 -2 --sigma-0 0.3 --sigma-q 0.8 --seed 3"
     s.main([*flags.split(), "--figures-dir", str(tmp_path)])
     data = {"mu_0": -2.0, "sigma_0": 0.3, "sigma_q": 0.8}
@@ -152,10 +148,8 @@ def test_main(tmp_path, spy, monkeypatch, capsys):
             far = [[pytest.approx(q), error(name, num_steps, (0, q), **other)] for q, other in at]
             assert curve.tolist() == far
 
-    printed = capsys.readouterr().out
-    for name in COLORS:
-        (row,) = re.findall(rf"^{name} (.*)$", printed, re.MULTILINE)
+    for row, name in zip(tables[0].rows[1:], COLORS):
         x_0, (mean, std) = call.result[name], laws[name]
         numbers = [mean, x_0.mean(), std / 5000**0.5, std, x_0.std(), std / 10_000**0.5]
         far = [error(name, 9, start, **data).expected for start in starts.values()]
-        assert [float(x) for x in row.split()] == pytest.approx([*numbers, *far], abs=6e-5)
+        assert [float(x) for x in row[1:]] == pytest.approx([*numbers, *far], abs=6e-5)

@@ -1,6 +1,5 @@
 """Experiment 1 held to references that share no code with it."""
 
-import re
 from functools import partial
 
 import numpy as np
@@ -62,18 +61,19 @@ def test_ddpm_rms(num_steps):
 
 
 @pytest.mark.parametrize("code", ["A = [30.0, -7.0, 0.5, 2.0]", "A = (-2, 5)", "the page's"])
-def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
+def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, spy):
     """All of DDIM ends at the point, DDPM the last step's noise away: chi, d degrees of freedom."""
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     other = paste(s, snippet(s) if code == "the page's" else code)
+    tables = spy(other, "table")
     other.main(["--num-samples", "500", "--num-steps", "10", "--figures-dir", str(tmp_path)])
-    ddpm, ddim = re.findall(r"^DD.*$", capsys.readouterr().out, re.MULTILINE)
-    measured, se, exact = (float(x) for x in ddpm.split()[-3:])
+    _, ddpm, ddim = tables[0].rows
+    measured, se, exact = map(float, ddpm[1:])
     noise = np.linalg.norm(0.1**0.5 * rng().standard_normal((20_000, len(other.A))), axis=1)
     assert exact == pytest.approx((noise**2).mean() ** 0.5, rel=0.02)
     assert se == pytest.approx((noise**2).std() / 500**0.5 / (2 * exact), rel=0.05)
     assert abs(measured - exact) < 5 * se
-    assert float(ddim.split()[-2]) < 1e-12
+    assert float(ddim[1]) < 1e-12
 
 
 @pytest.mark.parametrize("code", ["A = 1.0", "A = [1.0]", "A = [1.0, float('nan')]"])
@@ -93,7 +93,7 @@ def among(wanted, curves):
     return any(c.shape == wanted.shape and np.allclose(c, wanted) for c in curves)
 
 
-def test_main(tmp_path, spy, monkeypatch, capsys):
+def test_main(tmp_path, spy, monkeypatch):
     """What is drawn and printed is the paths' own; one sample is put off its line, at one step."""
 
     def slip(mean, x_1, num_steps, original=s.ddim):
@@ -102,7 +102,8 @@ def test_main(tmp_path, spy, monkeypatch, capsys):
 
     monkeypatch.setattr(s, "ddim", slip)
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    run, planes, graphs = (spy(s, name) for name in ("paths", "draw_paths", "draw_distances"))
+    run, tables = spy(s, "paths"), spy(s, "table")
+    planes, graphs = spy(s, "draw_paths"), spy(s, "draw_distances")
     flags = "--num-steps 4 --num-samples 5000 --a-x 1.5 --a-y -0.75 --sigma-q 2 --seed 3"
     s.main([*flags.split(), "--figures-dir", str(tmp_path)])
     faint = {**COLORS, "DDPM": "0.8"}
@@ -127,7 +128,7 @@ def test_main(tmp_path, spy, monkeypatch, capsys):
             assert among(np.stack([t, rms], 1), curves(graph, color))
             assert among(np.stack([t, s.ddpm_rms(4, 2.0, a=a)], 1), curves(graph, "k"))
 
-    ddpm, ddim = re.findall(r"^DD.*$", capsys.readouterr().out, re.MULTILINE)
+    _, ddpm, ddim = tables[0].rows
     numbers = [rms[-1], 2 * 0.5**0.5 / (2 * 5000**0.5), 2 * 0.5**0.5]
-    assert [float(x) for x in ddpm.split()[-3:]] == pytest.approx(numbers, abs=6e-5)
-    assert "0.005" in ddim.split()
+    assert [float(x) for x in ddpm[1:]] == pytest.approx(numbers, abs=6e-5)
+    assert float(ddim[1]) == 0.005

@@ -184,15 +184,14 @@ def goes_to(x_t, t, data):
 
 
 def first_shares(data):
-    """The share of starts that the ODE takes to the first point: of the base for two points only.
+    """The share of starts that the ODE takes to the first point.  {start: share, or None}
 
-    For more there is no closed form: of p_1 alone it is known, w_1, since the ODE carries p_1 to
-    p_0.  {start: share}
+    Of p_1 it is w_1, since the ODE carries p_1 to p_0. Of the base it has a closed form if there
+    are two points.
     """
-    shares = {"p_1": data.weights[0]}
-    if len(data.points) == 2:
-        shares["the base"] = normal_tail(-border(1, data) / data.sigma_q)
-    return shares
+    two = len(data.points) == 2
+    of_base = normal_tail(-border(1, data) / data.sigma_q) if two else None
+    return {"p_1": data.weights[0], "the base": of_base}
 
 
 # ------------------------------------------ Measuring -------------------------------------------
@@ -359,10 +358,12 @@ def table(rows):
 def report(samples, x_1, data):
     """Rows of table.  samples, x_1: {samples from: (n, 2)}."""
     rows = [["samples from", "nearest a_1", "s.e.", "exact", "mean distance to twins"]]
+    shares = first_shares(data)
     for name, x_0 in samples.items():
-        cells = [f"{(nearest(x_0, data.points) == 0).mean():.4f}", "", ""]
-        if name in first_shares(data):
-            exact = first_shares(data)[name]
+        cells = ["", "", ""]
+        if name in shares:  # averaged plainly, all end at one place: it is near to none
+            cells[0] = f"{(nearest(x_0, data.points) == 0).mean():.4f}"
+        if exact := shares.get(name):
             cells[1:] = f"{(exact * (1 - exact) / len(x_0)) ** 0.5:.4f}", f"{exact:.4f}"
         twins = data.points[goes_to(x_1[name], 1, data)]
         rows.append([name, *cells, f"{apart(x_0, twins):.2g}"])

@@ -103,19 +103,15 @@ def test_the_truth_follows_the_data(code, sigma_0, sigma_q):
     assert run[4] < run[3]
 
 
-def test_data_that_it_cannot_do(capsys, tmp_path):
+def test_data_that_it_cannot_do():
     for data in ("[0.5, 0.6], [0, 1]", "[1.2, -0.2], [0, 1]", "[0.5, 0.5], [0]", "[1], [90]"):
-        with pytest.raises(SystemExit) as end:
-            paste(s, f"WEIGHTS, CENTERS = {data}").main(["--figures-dir", str(tmp_path / "new")])
-        assert end.value.code == 2
-        assert re.search("WEIGHTS|CENTERS", capsys.readouterr().err)
-    assert not list(tmp_path.iterdir())
+        assert len(paste(s, f"WEIGHTS, CENTERS = {data}").faults()) == 1
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5])
 def test_output_of_a_linear_denoiser(slope):
     """Gaussian, of a variance that obeys a recursion; a tail below any float is still a number."""
-    x, num_steps, center, variance = DATA.grid(), 100, 0.0, 4.0
+    x, num_steps, center, variance = DATA.grid(), 30, 0.0, 4.0
     for k in range(num_steps, 0, -1):
         factor = slope / k + 1 - 1 / k
         center, variance = 0.3 + factor * (center - 0.3), factor**2 * variance + 4 / num_steps
@@ -133,12 +129,12 @@ def test_a_run():
         sums = [[*s.identities(k / n, 1 / n, data).values()] for k in range(1, n + 1)]
         close([wrong, right], np.sum(sums, axis=0), "measure_run: sums of the steps' identities")
         if n == 2:
-            x = np.linspace(-16, 16, 1601)
+            x = np.linspace(-16, 16, 801)
             means = [x + 4 * (1 / 2) * data.score(x, t) for t in (1, 0.5)]
-            half, last = (0.02 * normal(x[:, None], mean, 2) for mean in means)
+            half, last = (0.04 * normal(x[:, None], mean, 2) for mean in means)
             p_0, q = np.exp(data.log_density(x, 0)), last @ half @ normal(x, 0, 4)
-            close(kl, 0.02 * p_0 @ log(p_0 / q), "measure_run: KL(p_0 || q_0)")
-            close(std**2, 0.02 * (q @ x**2) - (0.02 * (q @ x)) ** 2, "measure_run: std of q_0")
+            close(kl, 0.04 * p_0 @ log(p_0 / q), "measure_run: KL(p_0 || q_0)")
+            close(std**2, 0.04 * (q @ x**2) - (0.04 * (q @ x)) ** 2, "measure_run: std of q_0")
     close(limit, right, "measure_run: the limit of the sum with the right mean", rtol=0.05)
 
 
@@ -173,16 +169,16 @@ def test_what_is_drawn():
 
 
 def test_main(tmp_path, monkeypatch, spy):
-    """Each number printed or drawn is that of the function it comes from; the page's data runs."""
-    calls = {name: spy(s, name) for name in ("measure_steps", "measure_run", "table")}
-    drawn = {name: spy(s, name) for name in ("draw_step", "draw_sigmas", "draw_runs")}
-    monkeypatch.setattr(s, "STEP_COUNTS", [1, 10])
-    monkeypatch.setattr(s, "NUM_SIGMAS", 4)
+    """With the page's data: each number printed or drawn is that of its function."""
+    m = paste(s, snippet(s))
+    calls = {name: spy(m, name) for name in ("measure_steps", "measure_run", "table")}
+    drawn = {name: spy(m, name) for name in ("draw_step", "draw_sigmas", "draw_runs")}
+    m.STEP_COUNTS, m.NUM_SIGMAS = [1, 10], 4
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    s.main(f"--figures-dir {tmp_path} --sigma-0 0.5 --sigma-q 3".split())
+    m.main(f"--figures-dir {tmp_path} --sigma-0 0.5 --sigma-q 3".split())
     (steps,), runs, (first, second) = calls.values()
     sigmas, (kls, exact, limits) = np.geomspace(0.01, 3, 4), steps.result
-    assert steps.mixture == runs[0].mixture == drawn["draw_step"][0].mixture == s.Mixture(0.5, 3.0)
+    assert steps.mixture == runs[0].mixture == drawn["draw_step"][0].mixture == m.Mixture(0.5, 3.0)
     close(steps.sigmas, sigmas, "main: from .01 to sigma_q")
     (sketch,) = drawn["draw_sigmas"]
     for got, want in [(sketch.divergences, kls), (sketch.exact, exact), (sketch.limits, limits)]:
@@ -197,10 +193,3 @@ def test_main(tmp_path, monkeypatch, spy):
     assert numbers(first.rows) == want
     assert numbers(second.rows) == [f"{x:.4f}" for run in runs for x in run.result.values()]
     assert [row[0] for row in second.rows[1:]] == ["1", "10"]
-
-
-def test_the_data_on_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    changed = paste(s, snippet(s))
-    changed.STEP_COUNTS, changed.NUM_SIGMAS = [1], 2
-    changed.main(["--figures-dir", str(tmp_path)])

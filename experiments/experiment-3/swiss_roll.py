@@ -324,12 +324,12 @@ def join(ax, starts, ends, **style):
 def draw_denoisers(denoiser, exact, sigma_q, rng):
     """Arrows from x_t to E[x_0 | x_t], exact and learned, and the distance between their heads."""
     fig, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained", sharex=True, sharey=True)
-    data, times, size = curve(THETA), (0.1, 0.01), 121
+    data, times, size = curve(THETA), (0.1, 0.01), 75
     square(axes[0, 0], data.mean(dim=0) + 1.3 * (data - data.mean(dim=0)))
     x, y = (
         torch.linspace(*limits, size) for limits in (axes[0, 0].get_xlim(), axes[0, 0].get_ylim())
     )
-    grid, tails = torch.cartesian_prod(x, y), torch.cartesian_prod(x[4::8], y[4::8])
+    grid, tails = torch.cartesian_prod(x, y), torch.cartesian_prod(x[2::5], y[2::5])
     errors = {t: (denoiser(grid, t) - exact(grid, t)).norm(dim=1) for t in times}
     every = torch.cat([*errors.values()])
     norm = LogNorm(every.quantile(0.02).item(), every.max().item())
@@ -341,9 +341,8 @@ def draw_denoisers(denoiser, exact, sigma_q, rng):
             ax.plot(*data.T, color="0.8", lw=4, zorder=0)
             ax.quiver(*tails.T.numpy(), *(field(tails, t) - tails).T.numpy(), color=color, **arrow)
             ax.set_title(f"$E[x_0|x_t]$, {name}, $t$ = {t:g}")
-        image = row[2].pcolormesh(
-            x, y, errors[t].view(size, size).T.numpy(), norm=norm, cmap="magma"
-        )
+        cells = errors[t].view(size, size).T.numpy()
+        image = row[2].pcolormesh(x.numpy(), y.numpy(), cells, norm=norm, cmap="magma")
         x_t = add_noise(swiss_roll(300, rng), t, sigma_q, rng)
         row[2].plot(*x_t.T, ".", color="w", ms=1.5)
         row[2].set_title("their distance; dots: $x_t$")
@@ -357,10 +356,10 @@ def draw_denoisers(denoiser, exact, sigma_q, rng):
 def draw_there_and_back(clouds):
     """A column for each t; color is the place on the curve at t = 0.  clouds: of there_and_back."""
     fig, axes = plt.subplots(2, len(clouds), figsize=(11, 4.8), layout="constrained")
+    places = [torch.cdist(x_0, curve(THETA)).argmin(dim=1).numpy() for x_0 in clouds[0]]
     for column, (t, pair) in zip(axes.T, clouds.items()):
-        for ax, x_t, x_0 in zip(column, pair, clouds[0]):
-            place = torch.cdist(x_0, curve(THETA)).argmin(dim=1)
-            ax.scatter(*x_t.T, s=2, c=place.numpy(), cmap="plasma", lw=0)
+        for ax, x_t, place in zip(column, pair, places):
+            ax.scatter(*x_t.T, s=2, c=place, cmap="plasma", lw=0)
             square(ax, *pair)
             ax.set(xticks=[], yticks=[], facecolor="0.08")
         column[0].set_title(f"$t$ = {t:g}")

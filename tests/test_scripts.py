@@ -38,6 +38,7 @@ LESS = {
     "likelihood": {"STEP_COUNTS": [10, 100]},
     "locality": {"SIDE": 8, "NUM_DRAWS": 2},
     "words": {"STEP_COUNTS": [1, 4]},
+    "inversion": {"LINE_COUNTS": [5, 50], "STEP_COUNTS": [4, 15], "ODE_COUNT": 20},
     "one_step": {"LEVELS": [1, 2], "STEPS": [1, 2], "MANY": 4},
 }
 

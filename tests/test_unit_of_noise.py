@@ -30,6 +30,20 @@ def posterior(x, images, sigma):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def test_flow_and_its_shift():
+    """To one point, each step lands on the line to it; shifted, the noise is a times as large."""
+    a, x_1 = torch.tensor([1.0, -2.0]), torch.randn(5, 2, generator=rng(6))
+    times = [1, 0.7, 0.2, 0.1, 0]
+    run = s.flow(partial(s.velocity, denoiser=lambda x_t, t: a.expand(5, 2)), x_1, times)
+    for t, x_t in zip(times[1:], run):
+        torch.testing.assert_close(x_t, a + t * (x_1 - a))
+    for t in (0.1, 0.5, 0.9):
+        sigma = 4 * t / (1 - t)
+        wrong = "at the shifted time the flow has a times the noise t / (1 - t) of time t"
+        assert s.shifted(t, 4) == pytest.approx(sigma / (1 + sigma)), wrong
+    assert (s.shifted(0, 4), s.shifted(1, 4)) == (0, 1)
+
+
 def test_the_same_drawings_at_any_size():
     """With 16 pixels those of experiment 13; a pixel is the mean of those of a larger drawing."""
     images, labels = s.digits(40, rng(1), 16)
@@ -80,7 +94,7 @@ def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
         x, exact = images + sigma * noise, partial(own.exact_denoiser, sigma=sigma, images=images)
         want = posterior(x.numpy(), points, sigma) @ points
         wrong = "it is no mean of the images, weighted by Bayes' rule"
-        assert np.abs(exact(x).numpy() - want).max() < 1e-8, wrong
+        assert np.asarray(exact(x)) == pytest.approx(want, abs=1e-8), wrong
         t = sigma / (1 + sigma)
         got = own.flow_denoiser((1 - t) * x, t, images=images)
         assert np.abs(got.numpy() - want).max() < 1e-8, "in the flow sigma is t / (1 - t)"
@@ -106,19 +120,6 @@ def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
         own.main([*SMALL, f"--figures-dir={tmp_path}"])
         assert "nan" not in capsys.readouterr().out
-
-
-def test_flow_and_its_shift():
-    """To one point, each step lands on the line to it; shifted, the noise is a times as large."""
-    a, x_1 = torch.tensor([1.0, -2.0]), torch.randn(5, 2, generator=rng(6))
-    times = [1, 0.7, 0.2, 0.1, 0]
-    run = s.flow(partial(s.velocity, denoiser=lambda x_t, t: a.expand(5, 2)), x_1, times)
-    for t, x_t in zip(times[1:], run):
-        torch.testing.assert_close(x_t, a + t * (x_1 - a))
-    for t in (0.1, 0.5, 0.9):
-        later = s.shifted(t, 4)
-        assert later / (1 - later) == pytest.approx(4 * t / (1 - t)), "a times the noise"
-    assert (s.shifted(0, 4), s.shifted(1, 4)) == (0, 1)
 
 
 def test_copies():

@@ -22,7 +22,6 @@ def digits(n, rng):
     labels = torch.randint(5, (n,), generator=rng) // 2 % 2
     return 3 * torch.rand(n, 36, generator=rng) + labels[:, None], labels
 """
-ONE_LABEL = OTHER.replace("% 2", "* 0")
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +32,6 @@ def data():
     return images, labels, partial(s.exact_with_label, images=images, labels=labels, sigma_q=2.0)
 
 
-@pytest.fixture
-def unwritten(monkeypatch):
-    """Nothing is written, which takes seconds."""
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    monkeypatch.setattr(s, "save_movie", lambda file, path, twin, mean_image, sigma_q: None)
-
-
 def test_ink_is_the_area_inside_the_outline():
     """Against 144 points a pixel, each moved and turned back to the outline."""
     images, labels = s.digits(60, rng(1))
@@ -47,7 +39,7 @@ def test_ink_is_the_area_inside_the_outline():
     draws = torch.rand(60, 4, generator=rng(1)).double().numpy()
     x = (np.arange(192) + 0.5) / 12
     points = np.stack(np.meshgrid(x, x[::-1]), axis=2)  # the first row is at the top
-    for i, outline in [*enumerate(s.outlines())][::13]:
+    for i, outline in [*enumerate(s.outlines())][::25]:
         height, angle, right, up = draws[i]
         angle = np.deg2rad(10 * angle - 5)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -61,30 +53,21 @@ def test_ink_is_the_area_inside_the_outline():
         assert off.mean() < 0.02
 
 
-def test_a_missing_font(monkeypatch, capsys):
-    monkeypatch.setattr(s, "NAMES", ["DejaVuSans", "no-such-font"])
-    with pytest.raises(SystemExit, match="2"):
-        s.outlines()
-    assert re.fullmatch(r".*no-such-font\.ttf\n", capsys.readouterr().err)
-
-
 @pytest.mark.parametrize(
-    ("labels", "pixels", "named"),
-    [([0, 2] * 4, 9, "1"), ([-1, 0] * 4, 9, "-1"), ([0] * 4 + [1] * 4, 9, "1"), ([0] * 8, 7, "7")],
+    ("labels", "pixels"),
+    [([0, 2] * 4, 9), ([-1, 0] * 4, 9), ([0] * 4 + [1] * 4, 9), ([0] * 8, 7)],
 )
-def test_what_it_refuses(labels, pixels, named, tmp_path, monkeypatch, capsys):
+def test_what_it_refuses(labels, pixels, monkeypatch):
     """A label missing, below 0, or not among the images learned; images that are no squares."""
     other = torch.zeros(8, pixels), torch.tensor(labels)
     monkeypatch.setattr(s, "digits", lambda n, rng: other)
     with pytest.raises(SystemExit, match="2"):
-        s.main([f"--figures-dir={tmp_path / 'new'}"])
-    assert re.search(rf"[^\d-]{named}\b", capsys.readouterr().err.splitlines()[-1])
-    assert not (tmp_path / "new").exists()
+        s.main([])
 
 
-@pytest.mark.parametrize("code", ["", snippet(s), OTHER, ONE_LABEL])
+@pytest.mark.parametrize("code", ["", snippet(s), OTHER, OTHER.replace("% 2", "* 0")])
 @pytest.mark.parametrize("t", [0.01, 1.0])
-def test_the_truth_follows_the_data(code, t, tmp_path, unwritten, capsys):
+def test_the_truth_follows_the_data(code, t):
     """With a label, the mean over the images with that label; without, over all."""
     own = paste(s, code) if code else s
     images, labels = own.digits(90, rng(2))
@@ -97,10 +80,6 @@ def test_the_truth_follows_the_data(code, t, tmp_path, unwritten, capsys):
         weights = np.exp((squares.min() - squares) / (2 * 4 * t))
         wrong = f"it is no mean of the images with label {which}, weighted by Bayes' rule"
         assert np.abs(row.numpy() - weights @ points / weights.sum()).max() < 1e-3, wrong
-    if code and t == 1:
-        own.save_movie = s.save_movie
-        own.main([*SMALL, "--num-images=60", f"--figures-dir={tmp_path}"])
-        assert "nan" not in capsys.readouterr().out
 
 
 def test_denoiser(data, monkeypatch):
@@ -270,27 +249,29 @@ def test_digits_are_drawn(monkeypatch):
         assert torch.allclose(frame, (draws[3, :, 4 - k, :10] + mean) / (1 + sigma_t))
 
 
-SMALL = ["--num-samples=12", "--num-steps=3", "--train-steps=2"]
-
-
-def test_main(tmp_path, spy, unwritten, capsys):
-    """Twins have the same start and noise, of the images learned; each path comes to its place."""
-    names = "train measure paths report draw_digits draw_errors save_movie"
-    calls = {name: spy(s, name) for name in names.split()}
-    s.main([*SMALL, "--num-images=60", "--sigma-q=4", "--guidance=3", f"--figures-dir={tmp_path}"])
+def test_main(tmp_path, spy, monkeypatch, capsys):
+    """On the page's own data: twins have the same start and noise; each path comes to its place."""
+    own, names = paste(s, snippet(s)), "train measure paths report draw_digits save_movie"
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    own.save_movie = lambda file, path, twin, mean_image, sigma_q: None
+    calls = {name: spy(own, name) for name in names.split()}
+    small = (
+        "--num-samples=12 --num-steps=3 --train-steps=2 --num-images=60 --sigma-q=4 --guidance=3"
+    )
+    own.main([*small.split(), f"--figures-dir={tmp_path}"])
     ((learned,), (found,), (twins, samples)) = (calls[k] for k in ("train", "measure", "paths"))
     images, labels = learned.images, learned.labels
     assert images.mean(dim=0).abs().max() < 1e-5
     assert (len(images), learned.sigma_q, learned.train_steps) == (60, 4, 2)
     assert (found.denoiser, samples.denoiser) == (learned.result, learned.result)
     assert torch.equal(found.images, images)
-    assert 0.1 < torch.cdist(found.new, images).amin(dim=1).min() < 9  # other draws, centred alike
+    assert 0.1 < torch.cdist(found.new, images).amin(dim=1).min() < 5  # other draws, centred alike
     x_1, label = twins.x_1, twins.label
-    want = s.exact_with_label(x_1, 0.5, label, images=images, labels=labels, sigma_q=4)
+    want = own.exact_with_label(x_1, 0.5, label, images=images, labels=labels, sigma_q=4)
     for exact in (found.exact, twins.denoiser):
         assert torch.equal(exact(x_1, 0.5, label), want)
     assert (len(x_1), x_1.std().item()) == (12, pytest.approx(4, rel=0.1))
-    assert label.tolist() == [*range(10), 0, 1]
+    assert label.tolist() == [0, 1, 2] * 4
     for start in (twins, samples):
         assert (start.x_1, start.label) == (x_1, label)
         assert (start.guidance, start.num_steps, start.sigma_q) == (3, 3, 4)
@@ -300,14 +281,11 @@ def test_main(tmp_path, spy, unwritten, capsys):
     for call in (report, drawn):
         assert (call.samples, call.twins) == (samples.result, twins.result)
     assert (report.new, report.images, report.labels) == (found.new, images, labels)
-    assert calls["draw_errors"][0].errors is found.result
     assert movie.path == [*samples.result.values()][-1]
     assert (movie.twin, movie.sigma_q) == ([*twins.result.values()][-1], 4)
     for call in (drawn, movie):
-        assert torch.allclose((images + call.mean_image)[:, 0], torch.tensor(-1.0), atol=1e-5)
+        assert (images + call.mean_image).min() == pytest.approx(-1, abs=1e-4)
     cells = [f"{x:.3f}" for row in found.result.values() for x in row]
     cells += [cell for row in report.result[1:] for cell in row[1:]]
-    assert re.findall(r"\d+\.\d+%?", capsys.readouterr().out.split("figures:")[0]) == [
-        *map(str, s.TIMES),
-        *cells,
-    ]
+    printed = capsys.readouterr().out.split("figures:")[0]
+    assert re.findall(r"\d+\.\d+%?", printed) == [*map(str, s.TIMES), *cells]

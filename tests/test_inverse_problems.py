@@ -8,28 +8,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import paste, rng, snippet
+from matplotlib.figure import Figure
 
 CLOUD = """
 POINTS = 3 * np.random.default_rng(5).normal([4, -2], 1, (9, 2))
 A = np.array([0.6, -1.8])
 """
-DATA = {"the script's": "", "nine, off center": CLOUD, "the page's": snippet(s)}
 EXACT = "the exact denoiser is E[x_0 | x_t, y]: Bayes' rule with the likelihoods of x_t and of y"
-
-
-def changed(code):
-    return paste(s, code) if code else s
 
 
 def by_differences(function, x_t, direction, step=1e-5):
     return (function(x_t + step * direction) - function(x_t - step * direction)) / (2 * step)
 
 
-@pytest.mark.parametrize("code", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("code", ["", CLOUD, snippet(s)])
 @pytest.mark.parametrize("t", [0.01, 0.3])
 def test_the_truth_follows_the_data(code, t):
     """Three denoisers, the law and the arcs, for the points at the top: sums, and derivatives."""
-    script = changed(code)
+    script = paste(s, code) if code else s
     points, a, sigma_q = script.POINTS, script.A, 10.0
     y, tau, variance = points[0] @ a + 0.1, 0.3, 100 * t
     x_t = points[[0, 3, -1]] + [[0.3, -0.2], [-0.6, 0.5], [1.5, 0.1]]
@@ -73,30 +69,10 @@ def test_the_truth_follows_the_data(code, t):
     assert np.abs(points).max() * 30 == pytest.approx(script.SIGMA_Q)
 
 
-@pytest.mark.parametrize(
-    "code", ["POINTS = np.ones((4, 3))", "POINTS = np.ones((4, 2))", "A = np.zeros(2)"]
-)
-def test_what_it_cannot_do_is_refused(code, capsys):
-    with pytest.raises(SystemExit) as end:
-        changed(code).main([])
-    assert end.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()[-1]) > 30
-
-
-def test_gaussian_points():
-    """Points that are quantiles of N(0, s^2): with the variance exact, DPS as in closed form."""
-    a = np.array([0.6, 0.8])
-    quantiles = [NormalDist(0, 0.7).inv_cdf((k + 0.5) / 20_000) for k in range(20_000)]
-    given = {"points": np.outer(quantiles, a), "a": a, "sigma_q": 2.0}
-    x_t = np.outer([-1.0, 0.2, 1.5], a)
-    for t in (0.05, 0.6):
-        exact = s.posterior_denoiser(x_t, t, 0.9, tau=0.4, **given)
-        repaired = s.with_variance(x_t, t, 0.9, tau=0.4, **given)
-        np.testing.assert_allclose(repaired, exact, rtol=0, atol=2e-4)
-        plain = s.dps(x_t, t, 0.9, tau=0.4, **given) @ a
-        closed = s.gaussian_dps(x_t @ a, t, 0.9, s=0.7, tau=0.4, sigma_q=2.0)
-        np.testing.assert_allclose(plain, closed, rtol=0, atol=5e-4)
-        assert np.abs(plain - exact @ a).max() > 0.1
+@pytest.mark.parametrize("code", ["POINTS = np.ones((4, 2))", "A = np.zeros(2)"])
+def test_what_it_cannot_do_is_refused(code):
+    with pytest.raises(SystemExit, match="2"):
+        paste(s, code).main([])
 
 
 class Fixed:
@@ -123,7 +99,7 @@ def test_samplers_at_every_step():
 @pytest.mark.parametrize(("scale", "tau", "y"), [(1.0, 0.5, 1.0), (1.4, 0.9, -0.6)])
 def test_gaussian_law(scale, tau, y):
     """The samplers are linear in x_1 and noise: means from 0, variances by adding up squares."""
-    grid = s.times(10_000, ratio=1e5)
+    grid = s.times(4000, ratio=1e5)
     denoiser = partial(s.gaussian_dps, y=y, s=scale, tau=tau, sigma_q=1000.0)
     mean = partial(s.reverse_mean, denoiser=denoiser)
     for at_0, at_1 in s.ddim(mean, np.array([0.0, 1.0]), grid):
@@ -140,38 +116,20 @@ def test_gaussian_law(scale, tau, y):
     assert s.gaussian_law("posterior", s=scale, tau=tau, y=y) == exact
 
 
-@pytest.mark.parametrize("k", [1e-6, 0.01, 0.5, 2**0.5, 5.0, 8.0, 9.5, 20.0, 50.0, 1e4])
+@pytest.mark.parametrize("k", [1e-6, 0.5, 2**0.5, 5.0, 20.0, 1e4])
 def test_gaussian_law_for_any_ratio(k):
-    """Dawson's integral by its series (small arguments) and its expansion (large ones)."""
+    """Dawson's integral by a sum over many even steps, no farther than it counts."""
+    q = max(0, k / 2**0.5 - 40 / k) + min(k / 2**0.5, 40 / k) * (np.arange(200_000) + 0.5) / 2e5
+    integral = np.exp(q**2 - k**2 / 2).sum() * min(k / 2**0.5, 40 / k) / 2e5
     mean, variance = s.gaussian_law("DDIM", s=2.0, tau=2 / k, y=3.0)
-    terms = [k**2]
-    if k < 9:  # sum of (-1)^n 2^n z^(2n+1) / (2n+1)!! loses digits: the positive series instead
-        for n in range(1, 300):
-            terms.append(terms[-1] * (k**2 / 2) / n * (2 * n - 1) / (2 * n + 1))
-        want = np.exp(-(k**2) / 2) * sum(terms)
-    else:
-        want = 1 + sum(np.prod(np.arange(1, 2 * n, 2) / k**2) for n in range(1, 20))
-    assert mean == pytest.approx(3 * want, rel=1e-9)
+    assert mean == pytest.approx(3 * 2**0.5 * k * integral, rel=1e-7)
     assert variance == pytest.approx(4 * np.exp(-(k**2)))
     want = (3 * -np.expm1(-(k**2)), -(4 / k**2) / 2 * np.expm1(-2 * k**2))
     assert s.gaussian_law("DDPM", s=2.0, tau=2 / k, y=3.0) == pytest.approx(want, rel=1e-9)
 
 
-def test_gaussian_samples_keep_to_the_law():
-    samples = s.sample_gaussian(rng(1), n=2000, num_steps=1000)
-    for sampler, x_0 in samples.items():
-        mean, mean_error, variance, variance_error = s.estimates(x_0)
-        laws = [s.gaussian_law(sampler, s=1.0, tau=1 / k, y=1.0) for k in s.RATIOS]
-        exact_mean, exact_variance = np.transpose(laws)
-        # What the steps' size adds is below .3 % of the mean and 3 % of the variance.
-        assert (np.abs(mean - exact_mean) < 5 * mean_error + 0.003).all()
-        assert (np.abs(variance / exact_variance - 1) < 5 * variance_error / variance + 0.03).all()
-        np.testing.assert_allclose(mean_error, (x_0.var(axis=1) / 2000) ** 0.5)
-        np.testing.assert_allclose(variance_error, x_0.var(axis=1) * 0.001**0.5)
-
-
 def test_twins_and_the_wiring():
-    """The same starts and noise for all; where the measurement is vague, all agree."""
+    """The same starts and noise for all."""
     x_1, grid = s.SIGMA_Q * rng().standard_normal((20, 2)), s.times(30)
     samples = s.sample_points(x_1, grid, rng(3), y=0.1, tau=0.2)
     given = {"y": 0.1, "points": s.POINTS, "a": s.A, "tau": 0.2, "sigma_q": s.SIGMA_Q}
@@ -182,18 +140,14 @@ def test_twins_and_the_wiring():
         assert np.array_equal(samples[name]["DDPM"], x_0)
         *_, x_0 = s.ddim(mean, x_1, grid)
         assert np.array_equal(samples[name]["DDIM"], x_0)
-    vague = s.sample_points(x_1, grid, rng(3), y=0.0, tau=10.0)
-    for name in ("DPS", "with variance"):
-        assert s.apart(vague[name]["DDPM"], vague["exact"]["DDPM"]).mean() < 2e-3
 
 
 BLACK, BLUE, ORANGE = "k", "#0072B2", "#E69F00"
 
 
-@pytest.mark.parametrize("code", ["", CLOUD])
-def test_drawn(code):
+def test_drawn():
     """What is measured lies to the right, in the strip; samples are orange, joined to twins."""
-    script = changed(code)
+    script = paste(s, CLOUD)
     samples = {
         name: {sampler: rng(3 * i + j).random((4, 2)) for j, sampler in enumerate(("DDPM", "DDIM"))}
         for i, name in enumerate(script.DENOISERS)
@@ -239,9 +193,10 @@ def test_drawn_gaussian():
 
 def test_main(tmp_path, monkeypatch, spy):
     """The page's own data: what is printed, each number against what it is of."""
-    script = changed(snippet(s))
+    script = paste(s, snippet(s))
     line = partial(script.sample_gaussian, n=100, num_steps=50)
     monkeypatch.setattr(script, "sample_gaussian", line)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     tables, calls = spy(script, "table"), spy(script, "sample_points")
     plane, lines = spy(script, "draw_points"), spy(script, "draw_gaussian")
     flags = "--num-steps 9 --num-samples 60 --y 0.1 --tau 0.3"
@@ -268,9 +223,10 @@ def test_main(tmp_path, monkeypatch, spy):
         off = np.mean((x_0 @ a - 0.1) ** 2) ** 0.5
         nearest = ((x_0[:, None] - points) ** 2).sum(axis=2).argmin(axis=1)
         found = [np.mean(arc[nearest] == k) for k in shown]
-        numbers = [float(cell) for cell in row[1:]]
-        assert numbers[:2] == pytest.approx([off, np.median(np.hypot(*(x_0 - twin).T))], abs=6e-4)
-        assert numbers[2:] == pytest.approx(found, abs=5.1e-3)
+        from_twin, *cells = (float(cell) for cell in row[2:])
+        assert float(row[1]) == pytest.approx(off, abs=6e-4)
+        assert from_twin == pytest.approx(np.median(np.hypot(*(x_0 - twin).T)), abs=6e-4)
+        assert cells == pytest.approx(found, abs=5.1e-3)
     for row, method in zip(line_rows, ("posterior", "DDPM", "DDIM")):
         exact = script.gaussian_law(method, s=1.0, tau=0.5, y=1.0)
         assert [float(row[1]), float(row[3])] == pytest.approx(exact, abs=5.1e-5)

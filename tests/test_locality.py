@@ -27,20 +27,8 @@ def images():
     return images - images.mean()
 
 
-@pytest.mark.parametrize("window", [1, 4, 5, 16])
-def test_windows(window):
-    """Pixel by pixel, around the edges."""
-    images = torch.randn(2, 256, generator=rng(1))
-    got = s.windows(images, window)
-    squares, away = images.view(2, 16, 16).numpy(), range(-(window // 2), (window + 1) // 2)
-    for place in (0, 15, 100, 255):
-        row, column = divmod(place, 16)
-        want = [squares[:, (row + i) % 16, (column + j) % 16] for i in away for j in away]
-        assert (got[:, place].numpy() == np.stack(want, axis=1)).all()
-
-
 @pytest.mark.parametrize("code", ["", snippet(s), OTHER])
-def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
+def test_the_truth_follows_the_data(code):
     """L, one pixel at a time, in a loop over all windows; and a minimiser of all pixels at once."""
     own = paste(s, code) if code else s
     images = own.digits(4, rng(2))[0].double()
@@ -64,21 +52,14 @@ def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, capsys):
     want = weights @ images.numpy() / weights.sum(axis=1)[:, None]
     whole = own.exact_denoiser(x_t, t, images=images, sigma_q=4.0)
     assert np.abs(whole.numpy() - want).max() < 1e-5
-    if code:
-        monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-        own.NUM_DRAWS = 2
-        own.main([*SMALL, "--num-images=4", f"--figures-dir={tmp_path}"])
-        assert "nan" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("num_pixels", [49, 200])
-def test_what_it_refuses(num_pixels, tmp_path, monkeypatch, capsys):
+def test_what_it_refuses(num_pixels, monkeypatch):
     """Images that are too small for the largest window, or no squares."""
     monkeypatch.setattr(s, "digits", lambda n, rng: (torch.zeros(n, num_pixels), None))
     with pytest.raises(SystemExit, match="2"):
-        s.main([f"--figures-dir={tmp_path / 'new'}"])
-    assert str(num_pixels) in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "new").exists()
+        s.main([])
 
 
 def test_best_filter(images):
@@ -88,7 +69,9 @@ def test_best_filter(images):
     seen = s.windows(x_t, 3).flatten(0, 1).double().numpy()
     weights, (squares,), *_ = np.linalg.lstsq(seen, x_0.double().flatten().numpy(), rcond=None)
     got = s.best_filter(x_t, 0.04, images=images, window=3, sigma_q=4.0)
-    assert np.square(got.flatten().numpy() - seen @ weights).mean() < 3e-4 * squares / len(seen)
+    wrong = "not the linear function of the window with the least error"
+    off = np.square(got.flatten().numpy() - seen @ weights).mean()
+    assert off < 3e-4 * squares / len(seen), wrong
 
 
 def test_errors_add_up(images):
@@ -97,7 +80,7 @@ def test_errors_add_up(images):
     network = s.Denoiser(images, 5, 4.0).requires_grad_(False)
     network.last[1].weight *= 10  # far from L
     whole = partial(s.exact_denoiser, images=images, sigma_q=4.0)
-    x_0 = images.repeat(8, 1)
+    x_0 = images.repeat(6, 1)
     x_t = s.add_noise(x_0, 0.04, 4.0, rng(4))
     best = s.local_denoiser(x_t, 0.04, images=images, window=5, sigma_q=4.0)
     for f, holds in [(network, True), (whole, False)]:
@@ -111,7 +94,10 @@ def test_errors_add_up(images):
 
 @pytest.mark.parametrize("window", [3, 5])
 def test_field_of_view(images, window):
-    """A pixel is seen from the places around it and nowhere else; all places are alike."""
+    """A pixel is seen from the places around it and nowhere else; all places are alike.
+
+    If the last layer gives 2: the best linear guess from the pixel itself, and 2 its error.
+    """
     torch.manual_seed(5)
     network = s.Denoiser(images, window, 4.0).requires_grad_(False)
     x_t = torch.randn(1, 16, 16, generator=rng(6))
@@ -125,18 +111,12 @@ def test_field_of_view(images, window):
     shifted = network(x_t.roll((3, 5), (1, 2)).flatten(1), 0.1).view(16, 16)
     assert (shifted.roll((-3, -5), (0, 1)).flatten() - network(both, 0.1)[0]).abs().max() < 1e-5
 
-
-def test_first_guess(images):
-    """If the last layer gives 2: the best linear guess from the pixel itself, and 2 its error."""
-    network = s.Denoiser(images, 5, 4.0).requires_grad_(False)
     network.last[1].weight.zero_()
     network.last[1].bias.fill_(2)
     for t in (0.01, 1.0):
-        x_t = s.add_noise(images, t, 4.0, rng(7))
         slope = 1 / (1 + 16 * t / images.numpy().var())
-        want = slope * x_t + 2 * (slope * 16 * t) ** 0.5
-        assert (network(x_t, t) - want).abs().max() < 1e-5
-        assert network.c_out(t).item() == pytest.approx((slope * 16 * t) ** 0.5)
+        want = slope * both + 2 * (slope * 16 * t) ** 0.5
+        assert (network(both, t) - want).abs().max() < 1e-5
 
 
 def test_it_learns(images, monkeypatch):
@@ -145,15 +125,15 @@ def test_it_learns(images, monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "backward", lambda loss: (losses.append(loss.item()), backward(loss))
     )
-    network = s.train(images, window=3, sigma_q=4.0, train_steps=250, rng=rng(8), batch_size=512)
+    network = s.train(images, window=3, sigma_q=4.0, train_steps=150, rng=rng(8), batch_size=256)
     view = {"images": images, "window": 3, "sigma_q": 4.0}
     local, linear = partial(s.local_denoiser, **view), partial(s.best_filter, **view)
-    monkeypatch.setattr(s, "NUM_DRAWS", 10)
+    monkeypatch.setattr(s, "NUM_DRAWS", 5)
     monkeypatch.setattr(s, "TIMES", [1.0, 0.64, 0.36, 0.16, 0.04, 0.01, s.MIN_T])
     _, least, _, excess, learned = s.measure(network, local, linear, local, images, rng(9)).values()
-    assert (np.array(learned)[1:6] > [0.2, 0.4, 0.7, 0.7, 0.6]).all()
+    assert (np.array(learned)[1:6] > [0.3, 0.6, 0.5, 0.5, 0.6]).all()
     mean = -np.trapezoid(np.add(least, excess), np.sqrt(s.TIMES)) / (1 - s.MIN_T**0.5)
-    assert np.mean(losses[-50:]) == pytest.approx(mean, rel=0.05)
+    assert np.mean(losses[-40:]) == pytest.approx(mean, rel=0.06)
 
 
 def test_measure_of_known_errors(images):
@@ -181,37 +161,26 @@ def test_measure_of_known_errors(images):
         assert ax.get_xlim()[0] > 1 > 0.01 > ax.get_xlim()[1] > 0
 
 
-def test_paths():
-    """A network that always says a goes straight there: at every t, a + sqrt(t) (x_1 - a)."""
-    x_1, a = torch.randn(3, 256, generator=rng(11)), torch.arange(256.0) / 100
-    found = s.paths({"a": lambda x_t, t: a.expand(x_t.shape), "0": lambda x_t, t: 0 * x_t}, x_1, 4)
-    for name, end in ("a", a), ("0", 0 * a):
-        want = [end + t**0.5 * (x_1 - end) for t in (1, 0.75, 0.5, 0.25, 0)]
-        assert (torch.stack(found[name]) - torch.stack(want)).abs().max() < 1e-5
-
-
 def test_report(images):
-    """Samples of three kinds, made so that every number is known."""
+    """Samples made so that every number is known: two shifted images, one of them a copy."""
     wave = torch.linspace(0, 6 * torch.pi, 257)[:-1]
-    sine, cosine = wave.sin(), wave.cos()  # uncorrelated
     shifted = images.view(10, 16, 16).roll((5, -3), (1, 2)).flatten(1)
     shifted[0, :4] += 1.45  # 2.9 away, a copy: a blank is 9.3 from an image
     shifted[1:3, :4] += 2  # 4 away, none
-    far = images.max() + 1 + torch.stack([sine, 2 * sine, sine + 2 * cosine])
-    others = torch.stack([3 - shifted[0], shifted[1] + sine / 2, cosine])
-    samples = {"network": [None, shifted[:3]], "A": [None, others], "B": [None, far]}
-    assert s.likeness(sine.expand(3, -1), far) == pytest.approx([1, 1, 0.2], abs=1e-4)
-    _, network, a, b = (row[1:] for row in s.report(samples, images))
+    others = torch.stack([3 - shifted[0], shifted[1] + wave.sin() / 2, wave.cos()])
+    samples = {"network": [None, shifted[:3]], "A": [None, others]}
+    _, network, other = (row[1:] for row in s.report(samples, images))
     assert network == ["1.000", "4.00", "33%"]
     same = [np.corrcoef(x, y)[0, 1] ** 2 for x, y in zip(shifted.numpy(), others.numpy())]
     assert 1 > sorted(same)[1] > np.mean(same) + 0.01
-    assert (a[0], a[2]) == (f"{np.median(same):.3f}", "0%")
-    apart = [min((image - x).norm() for image in images) for x in far]  # no shift is nearer
-    assert float(b[1]) == pytest.approx(np.median(apart), rel=0.02)
+    assert (other[0], other[2]) == (f"{np.median(same):.3f}", "0%")
 
 
-def test_samples_are_drawn(images):
-    """Each denoiser's in a row of its own, in its color."""
+def test_what_is_drawn(images):
+    """Samples, each denoiser's in a row of its own and in its color.
+
+    Windows: x_t is a digit, shifted: the framed one that weighs most is the same one, there.
+    """
     samples = {name: [None, images / (k + 1)] for k, name in enumerate(["network", "b", "c"])}
     for k, ax in enumerate(s.draw_samples(samples, 0.25).axes):
         (strip,) = ax.images
@@ -219,18 +188,11 @@ def test_samples_are_drawn(images):
         assert np.abs(squares.reshape(10, 256) - images.numpy() / (k + 1) - 0.25).max() < 1e-5
         assert to_hex(strip.cmap(1.0)) == (BLACK if k else BLUE)
 
-
-def test_the_windows_drawn(images):
-    """x_t is a digit, shifted: the framed window that weighs most is the same one, there."""
     end = images[[4]].view(16, 16).roll((-2, 1), (0, 1)).view(1, 256)
     path = [end + 4 * k / 100 for k in range(100, -1, -1)]
-    fig = s.draw_windows(path, 0.25, images=images, window=5, sigma_q=0.5)
+    axes = s.draw_windows(path, 0.25, images=images, window=5, sigma_q=0.5).axes
     down, right = divmod(s.windows(end, 5)[0].sum(dim=1).argmax().item(), 16)
-    rows = {round(ax.get_position().y0, 2): [] for ax in fig.axes}
-    for ax in fig.axes:
-        rows[round(ax.get_position().y0, 2)].append(ax)
-    for k, (noisy, nearest, *others) in zip((16, 4), rows.values()):
-        assert str(0.5 * (k / 100) ** 0.5) in noisy.get_title()  # sigma_t
+    for k, (noisy, nearest, *others) in zip((16, 4), (axes[:5], axes[5:])):
         centered = np.roll(path[100 - k].view(16, 16).numpy(), (8 - down, 8 - right), axis=(0, 1))
         assert np.abs(noisy.images[0].get_array() - 0.25 - centered).max() < 1e-5
         assert noisy.patches[0].get_xy() == (5.5, 5.5)
@@ -240,37 +202,40 @@ def test_the_windows_drawn(images):
     assert weights == sorted(weights, reverse=True)
 
 
-SMALL = ["--num-samples=4", "--num-steps=3", "--train-steps=2", "--window=3"]
-
-
-def test_main(images, tmp_path, monkeypatch, spy, capsys):
-    """One start for all; each denoiser to its place; what is printed is what was measured."""
-    names = "train measure paths report draw_samples draw_errors draw_windows"
-    calls = {name: spy(s, name) for name in names.split()}
-    monkeypatch.setattr(s, "NUM_DRAWS", 2)
+def test_main(tmp_path, monkeypatch, spy, capsys):
+    """On the page's own data: each denoiser comes to its place; what was measured is printed."""
+    own, names = paste(s, snippet(s)), "train measure paths report draw_samples draw_windows"
+    calls = {name: spy(own, name) for name in names.split()}
+    own.NUM_DRAWS = 2
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    s.main([*SMALL, "--num-images=3", "--sigma-q=2", f"--figures-dir={tmp_path}"])
-    (learned,), (found,), (sampled,), (report,), (drawn,), (errors,), (seen,) = calls.values()
+    small = "--num-samples=4 --num-steps=3 --train-steps=2 --window=3 --num-images=3 --sigma-q=2"
+    own.main([*small.split(), f"--figures-dir={tmp_path}"])
+    (learned,), (found,), (sampled,), (report,), (drawn,), (seen,) = calls.values()
     known, network = learned.images, learned.result
     assert known.mean().abs() < 1e-6
     assert (learned.window, learned.sigma_q, learned.train_steps) == (3, 2, 2)
     assert found.images is known
     x_1, view = sampled.x_1, {"images": known, "window": 3, "sigma_q": 2}
-    local = s.local_denoiser(x_1, 0.5, **view)
-    whole = s.exact_denoiser(x_1, 0.5, images=known, sigma_q=2)
+    local = own.local_denoiser(x_1, 0.5, **view)
+    whole = own.exact_denoiser(x_1, 0.5, images=known, sigma_q=2)
     assert (x_1.std().item(), sampled.num_steps) == (pytest.approx(2, rel=0.1), 3)
     for got, want in [
         *zip(sampled.denoisers.values(), (network(x_1, 0.5), local, whole)),
         *zip((found.denoiser, found.local, found.exact), (network(x_1, 0.5), local, whole)),
-        (found.linear, s.best_filter(x_1, 0.5, **view)),
+        (found.linear, own.best_filter(x_1, 0.5, **view)),
     ]:
         assert torch.equal(got(x_1, 0.5), want)
+    x_t = x_1
+    for k, x in zip((3, 2, 1), sampled.result["minimiser"][1:]):  # DDIM, from t = k / 3
+        share = 1 - (1 - 1 / k) ** 0.5
+        x_t = x_t + share * (own.exact_denoiser(x_t, k / 3, images=known, sigma_q=2) - x_t)
+        assert (x - x_t).abs().max() < 1e-4
     assert report.samples == drawn.samples == sampled.result
-    assert (report.images, errors.found) == (known, found.result)
-    assert seen.path is [*sampled.result.values()][1]
+    assert report.images is known
+    assert seen.path is sampled.result["its twin"]
     assert (seen.images, seen.window, seen.sigma_q) == (known, 3, 2)
     for call in (drawn, seen):
-        assert call.mean.item() == pytest.approx(s.digits(3, rng())[0].mean().item())
+        assert (known + call.mean).min() == pytest.approx(-1, abs=1e-3)
     printed = capsys.readouterr().out.split("figures:")[0]
     cells = [f"{x:.3f}" for row in found.result.values() for x in row]
     cells += [cell for row in report.result[1:] for cell in row[1:]]

@@ -25,7 +25,7 @@ Try this
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from functools import partial
+from functools import cache, partial
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -50,6 +50,7 @@ NAMES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "STIXGeneral", "cmr10",
 SIDE = 16  # pixels
 
 
+@cache
 def outlines():
     """The ten digits in the first font, in the second, ...: 60 paths of height 1, around 0."""
     paths = []
@@ -88,7 +89,7 @@ def digits(n, rng):
     return torch.from_numpy(images).flatten(1) / 127.5 - 1, torch.arange(n) % 10
 
 
-def faults(n=600):
+def faults(n=300):
     """What the script cannot do with the data, a line each, from a look at n images."""
     images, labels = digits(n, torch.Generator())
     learned, num_pixels = {*labels.chunk(2)[0].tolist()}, images.shape[1]

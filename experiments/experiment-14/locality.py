@@ -26,7 +26,7 @@ Try this
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from functools import partial
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -50,6 +50,7 @@ NAMES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "STIXGeneral", "cmr10",
 SIDE = 16  # pixels
 
 
+@cache
 def outlines():
     """The ten digits in the first font, in the second, ...: 60 paths of height 1, around 0."""
     paths = []

@@ -4,8 +4,8 @@ The claim
     A flow is learned from pairs (x_0, x_1), each moved along its line x_t = t x_1 + (1 - t) x_0.
     Any coupling, that is any way to pair data with noise, gives a right flow (section 4.3), if its
     trajectories are unique. But where lines of different pairs cross, the velocity is their mean,
-    E[x_0 - x_1 | x_t]. Then trajectories bend, and few steps end in wrong places. The price is
-    exact (Pythagoras, twice):
+    E[x_0 - x_1 | x_t]. Then some trajectories bend, and few steps end in wrong places. The price
+    is exact (Pythagoras, twice):
         E|x_0 - x_1|^2  =  irreducible  +  curvature  +  cost of the flow's own coupling.
     irreducible: integral of E|x_0 - x_1 - v_t|^2 dt, the least loss that training can reach;
     curvature: integral of E|v_t|^2 dt less E|flow(x_1) - x_1|^2, 0 if trajectories are straight and

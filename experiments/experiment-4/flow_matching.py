@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.collections import LineCollection
-from PIL import Image
+from PIL import Image  # matplotlib brings it; its PillowWriter makes a file twice as large
 from torch import nn
 from tqdm import tqdm
 

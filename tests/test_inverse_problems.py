@@ -145,14 +145,8 @@ def test_twins_and_the_wiring():
 BLACK, BLUE, ORANGE = "k", "#0072B2", "#E69F00"
 
 
-def test_drawn():
+def hold_points(figure, samples, script):
     """What is measured lies to the right, in the strip; samples are orange, joined to twins."""
-    script = paste(s, CLOUD)
-    samples = {
-        name: {sampler: rng(3 * i + j).random((4, 2)) for j, sampler in enumerate(("DDPM", "DDIM"))}
-        for i, name in enumerate(script.DENOISERS)
-    }
-    figure = script.draw_points(samples, 0.3, 0.05)
     for ax, columns in zip(figure.axes, samples.values()):
         data, dots = (
             next(line.get_xydata() for line in ax.lines if line.get_color() == color)
@@ -167,16 +161,15 @@ def test_drawn():
         np.testing.assert_allclose(joins[:, 0], dots)
         np.testing.assert_allclose(joins[:, 1, 0], twins)
         strip = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-        assert (strip.x0, strip.x1) == pytest.approx((0.25, 0.35))
+        assert (strip.x0, strip.x1) == pytest.approx((0.1 - 0.3, 0.1 + 0.3))
         left, right = ax.get_xlim()
         assert left < data[:, 0].min() < data[:, 0].max() < right
 
 
-def test_drawn_gaussian():
+def hold_gaussian(figure, on_line):
     """Laws and marks, mean and variance, in the colours of their samplers."""
-    on_line = {name: rng(i).random((len(s.RATIOS), 50)) for i, name in enumerate(("DDPM", "DDIM"))}
     colors = {"posterior": BLACK, "DDPM": BLUE, "DDIM": ORANGE}
-    for column, ax in enumerate(s.draw_gaussian(on_line).axes):
+    for column, ax in enumerate(figure.axes):
         for method, color in colors.items():
             curves = [line.get_data() for line in ax.lines if line.get_color() == color]
             (k, curve) = max(curves, key=lambda data: len(data[0]))
@@ -192,9 +185,9 @@ def test_drawn_gaussian():
 
 
 def test_main(tmp_path, monkeypatch, spy):
-    """The page's own data: what is printed, each number against what it is of."""
+    """The page's own data: what is drawn and printed, each number against what it is of."""
     script = paste(s, snippet(s))
-    line = partial(script.sample_gaussian, n=100, num_steps=50)
+    line = partial(script.sample_gaussian, n=400, num_steps=300)
     monkeypatch.setattr(script, "sample_gaussian", line)
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     tables, calls = spy(script, "table"), spy(script, "sample_points")
@@ -205,6 +198,9 @@ def test_main(tmp_path, monkeypatch, spy):
     assert (call.y, call.tau, len(call.times), call.x_1.shape) == (0.1, 0.3, 10, (60, 2))
     assert call.x_1.std() == pytest.approx(script.SIGMA_Q, rel=0.3)
     assert (plane[0].samples, plane[0].y, plane[0].tau) == (call.result, 0.1, 0.3)
+
+    hold_points(plane[0].result, call.result, script)
+    hold_gaussian(lines[0].result, lines[0].samples)
 
     (_, law, *rows), (_, *line_rows) = (table.rows for table in tables)
     points, a, arc = script.POINTS, script.A, script.arcs(script.POINTS, script.A)
@@ -234,5 +230,7 @@ def test_main(tmp_path, monkeypatch, spy):
             x_0 = lines[0].samples[method][list(script.RATIOS).index(2.0)]
             found = [float(number) for cell in (row[2], row[4]) for number in cell.split(" +- ")]
             v = x_0.var()
-            exact = [x_0.mean(), (v / 100) ** 0.5, v, v * (2 / 100) ** 0.5]
-            assert found == pytest.approx(exact, abs=5.1e-5)
+            want = [x_0.mean(), (v / 400) ** 0.5, v, v * (2 / 400) ** 0.5]
+            assert found == pytest.approx(want, abs=5.1e-5)
+            assert found[0] == pytest.approx(exact[0], abs=5 * found[1] + 0.02)
+            assert found[2] == pytest.approx(exact[1], abs=5 * found[3] + 0.02)

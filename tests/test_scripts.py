@@ -39,6 +39,7 @@ LESS = {
     "locality": {"SIDE": 8, "NUM_DRAWS": 2},
     "words": {"STEP_COUNTS": [1, 4]},
     "inversion": {"LINE_COUNTS": [5, 50], "STEP_COUNTS": [4, 15], "ODE_COUNT": 20},
+    "unit_of_noise": {"SIDES": [8, 10, 12], "LEVELS": [0.05, 0.3, 2.0]},
     "one_step": {"LEVELS": [1, 2], "STEPS": [1, 2], "MANY": 4},
 }
 

@@ -123,34 +123,23 @@ def test_network_predicts():
         close(loss_now, loss, "weighted_loss: |x_0 - D|^2 / t^power")
 
 
-def test_gradients():
-    """That of the ELBO is that of the loss with 1 / t^2, times -1 / (2 sigma_q^2).
+def test_the_loss_is_the_bound():
+    """With the weight 1 / t^2, E ELBO + loss / (2 sigma_q^2) is the same for all networks.
 
-    By finite differences of the ELBO, and on a batch of 50 quantiles of the noise for each x_0, t.
+    The loss on 100 quantiles of the noise for each x_0 and t.
     """
-    torch.manual_seed(0)
-    network = s.Denoiser("x_0", DATA, width=8).double()
-    bias, x = network.layers[4].bias, DATA.grid()
-
-    def expected(shift):
-        bias.data += shift
-        bound = s.elbo(lambda x, t: network(torch.from_numpy(x), t).detach().numpy(), x, 4, 2.0)
-        bias.data -= shift
-        return DATA.average(bound, 0)
-
-    ways = 1e-5 * torch.eye(8, dtype=torch.double)
-    slopes = torch.tensor([expected(way) - expected(-way) for way in ways]) / 2e-5
-    z = 2**0.5 * torch.erfinv((2 * torch.arange(50, dtype=torch.double) + 1) / 50 - 1)
+    z = 2**0.5 * torch.erfinv((2 * torch.arange(100) + 1) / 100 - 1)
     x_0 = torch.cat([-1 + 0.3 * z] * 3 + [1 + 0.3 * z] * 2)
-    batch = torch.meshgrid(x_0, torch.arange(1, 5).double() / 4, z, indexing="ij")
-    cosines = []
-    for power in (0, 1, 2):
-        loss = s.weighted_loss(network, *(part.flatten() for part in batch), power)
-        (gradient,) = torch.autograd.grad(loss, bias)
-        cosines.append(torch.cosine_similarity(-gradient, slopes, dim=0).item())
-    assert cosines[2] > 0.9999
-    assert max(cosines[:2]) < 0.999
-    assert slopes.norm().item() == pytest.approx(gradient.norm().item() / 8, rel=0.02)
+    batch = torch.meshgrid(x_0, torch.arange(1, 5) / 4, z, indexing="ij")
+    sums = []
+    for k in range(3):
+        network = s.Denoiser("x_0", DATA, width=8).requires_grad_(False)
+        network.layers[-1].bias.fill_(k - 1)
+        bound = DATA.average(s.elbo(partial(s.learned, network=network), DATA.grid(), 4, 2.0), 0)
+        losses = (s.weighted_loss(network, *map(torch.flatten, batch), power) for power in range(3))
+        sums.append([bound + loss.item() / 8 for loss in losses])
+    unweighted, noise, right = np.ptp(sums, axis=0)
+    assert right < 0.02 * min(unweighted, noise)
 
 
 def test_it_learns(spy):

@@ -143,14 +143,14 @@ def test_drawn(monkeypatch):
     assert bars[1].get_x() == pytest.approx(0.1)
     assert step.get_xy()[1:7:2, 1] == pytest.approx([0.5, 0, 0.5])
 
-    # Each of these puts out what is 0.1 k lower on the curve.
-    shifted = [lambda x_t, t, k=k: s.curve(s.THETA - 0.1 * k) for k in range(7)]
+    theta = torch.linspace(s.START, s.END, 2000)  # what each puts out is 0.1 k lower
+    shifted = [lambda x_t, t, k=k: s.curve(theta - 0.1 * k) for k in range(7)]
     axes = s.draw_denoisers(dict(zip(which, shifted)), shifted[6], data, 0.25).axes
     for j, ax in enumerate(axes):
-        lines = [line for line in ax.lines if len(line.get_xydata()) == 1000]
-        by = {line.get_color(): line.get_xydata()[250:].T for line in lines}
+        lines = [line for line in ax.lines if len(line.get_xydata()) == 2000]
+        by = {line.get_color(): line.get_xydata()[500:].T for line in lines}
         for color, k in [("k", 6), (pink, 3 + j), (blue, j)]:
-            np.testing.assert_allclose(by[color][0] - by[color][1], 0.1 * k, atol=0.012)
+            np.testing.assert_allclose(by[color][0] - by[color][1], 0.1 * k, atol=0.006)
 
 
 def test_main(tmp_path, monkeypatch, spy):

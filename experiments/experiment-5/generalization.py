@@ -313,17 +313,18 @@ def draw_denoisers(denoisers, exact, data, t):
     denoisers: {(name, N): denoiser};  exact: of the whole curve;  data: as above.
     """
     fig, axes = plt.subplots(1, 3, figsize=(12, 4.9), layout="constrained", sharey=True)
-    x_t = curve(THETA)
+    theta = torch.linspace(START, END, 2000)
+    x_t = curve(theta)
 
     def angle(x_0):  # of the nearest point of the curve
-        return THETA[torch.cdist(x_0, x_t).argmin(dim=1)]
+        return theta[torch.cdist(x_0, x_t).argmin(dim=1)]
 
     best = angle(exact(x_t, t))
     for ax, n in zip(axes, NUM_POINTS):
-        ax.plot(THETA, best, color="k", lw=0.8, label="$D$, of the curve")
+        ax.plot(theta, best, color="k", lw=0.8, label="$D$, of the curve")
         for name in ("minimiser", "network"):
             out = angle(denoisers[name, n](x_t, t))
-            ax.plot(THETA, out, ".", ms=3, mew=0, color=COLORS[name])
+            ax.plot(theta, out, ".", ms=3, mew=0, color=COLORS[name])
             ax.plot([], [], color=COLORS[name], lw=2, label=name)
         points = angle(data[:n])
         ax.plot(points, points, "o", color="k", mfc="none", ms=7, label="training points")

@@ -65,8 +65,11 @@ def test_the_truth_follows_the_data(code):
         assert_zero_mean(middle[:, :, None] * x_1[:, None], "x_0 and x_1 are independent")
 
     theta = m.END * (torch.arange(20_000).double() + 0.5) / 20_000
-    first = m.exact_velocity(x_1[:9], 1.0) + x_1[:9] - m.curve(theta).mean(dim=0)
-    assert first.abs().max() < 1e-4 * m.SIZE, "at t = 1 the velocity leads to E[x_0]"
+    first = m.exact_velocity(x_1[:9], 1.0)
+    assert first is not None, "exact_velocity: return E[x_0 - x_1 | x_t] at each x_t, (n, 2)"
+    assert (first + x_1[:9] - m.curve(theta).mean(dim=0)).abs().max() < 1e-4 * m.SIZE, (
+        "at t = 1 the velocity leads to E[x_0]"
+    )
     for t in (0.05, 0.5, 0.95):
         x_t, target = m.lines(2000, t, torch_rng(2))
         got = m.exact_velocity(x_t, t)
@@ -109,9 +112,12 @@ def test_what_it_cannot_do():
 def test_flow():
     """dx = -x t dt, step by step: a product."""
     x_1 = torch.randn(9, 2, generator=torch_rng())
-    got = s.trajectories("", lambda x_t, t: x_t * t, x_1, 5)
+    assert s.flow(torch.mul, x_1, 5) is not None, "flow: yield x_t after every step"
+    got = s.trajectories("", torch.mul, x_1, 5)
     factors = [math.prod(1 + (5 - j) / 5 / 5 for j in range(k)) for k in range(6)]
-    assert torch.allclose(got, torch.tensor(factors)[:, None, None] * x_1)
+    assert torch.allclose(got, torch.tensor(factors)[:, None, None] * x_1), (
+        "flow: x_t + v_t(x_t) dt"
+    )
 
 
 def test_it_learns(spy):

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,7 @@ def run(script, *arguments):
     return 0, out.getvalue(), err.getvalue()
 
 
+@cache
 def knobs(script):
     """The table that main hands to options: {name: (default, least, largest, meaning)}."""
     table = {}

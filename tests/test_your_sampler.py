@@ -19,10 +19,14 @@ SAMPLERS = {"edm": EDM, "ddim": DDIM, "flow": FLOW}
 LEVELS = {"edm": 20, "ddim": 157.4, "flow": 20}
 
 
-def judged(code, call, name):
-    """What the judge prints of a sampler, as {"point": "0.0000", "mean": ...}."""
+def judged(code, call, name, twins=False):
+    """What the judge prints of a sampler, as {"point": "0.0000", "mean": ...}.
+
+    Where nobody asks for the twins, the equation is solved in a few steps.
+    """
     place = {}
-    exec("\n\n".join([JUDGE, EVERYTHING, code]), place)
+    judge = JUDGE if twins else JUDGE.replace("0.001, 2000", "0.001, 9")
+    exec("\n\n".join([judge, EVERYTHING, code]), place)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(f"judge({call}, {LEVELS[name]})", place)
@@ -58,7 +62,7 @@ def test_its_samplers():
     assert len(runs) == 5
     for call, *wanted in runs:
         (name,) = (name for name in SAMPLERS if name in call)
-        found = judged(SAMPLERS[name], call, name)
+        found = judged(SAMPLERS[name], call, name, twins=call == name)
         values = [float(found[key]) for key in ("point", "mean", "std")]
         assert values == pytest.approx([float(x) for x in wanted], abs=0.0011)
         if call == name:

@@ -31,7 +31,7 @@ Try this
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from functools import partial
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -55,6 +55,7 @@ NAMES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "STIXGeneral", "cmr10",
 SIDES = [8, 16, 32]  # pixels;  the networks learn the first
 
 
+@cache
 def outlines():
     """The ten digits in the first font, in the second, ...: 60 paths of height 1, around 0."""
     paths = []

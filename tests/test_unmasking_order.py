@@ -173,6 +173,47 @@ def test_temperature_0(capsys):
     assert counts == [7, 1, 1]
 
 
+def test_draws_that_are_equally_likely(monkeypatch):
+    """The page's words of a coin: errors as small as you like choose among equal draws."""
+    listed = "0000 0011 0101 0110 1001 1010 1100 1111".split()
+    data = s.one_hot(s.WORDS)
+    last = partial(s.law, "likeliest draw", partial(s.denoiser, words=data), data)
+    monkeypatch.setattr(s, "TIE", -1e-9)
+    assert s.kl(last()) == pytest.approx(0.6360, abs=5e-5)
+    assert 48 * last()[s.WORDS.index("home")] == pytest.approx(1.43, abs=5e-3)
+
+    own = paste(s, f"WORDS = {listed}")
+    data = own.one_hot(own.WORDS)
+
+    def tipped(x_t):
+        mean = own.denoiser(x_t, words=data)
+        error = torch.tensor([1.0, -1.0]) * torch.tensor([[5.0], [2.0], [4.0], [3.0]]) * 1e-7
+        return torch.where(mean.amax(dim=2, keepdim=True) < 0.9, mean + error, mean)
+
+    for rule in s.RULES[:2]:
+        assert own.kl(own.law(rule, tipped, data)) == pytest.approx(0, abs=1e-9)
+    share = 8 * own.law("likeliest draw", tipped, data)
+    assert share[0].item() == pytest.approx(8 * 15 / 16 * 7 / 8 * 3 / 4, abs=1e-4)
+    assert share.min().item() == pytest.approx(1 / 64, abs=1e-4)
+
+
+def test_signs_are_drawn_as_they_are(monkeypatch):
+    """Matplotlib reads what stands between two $ as a formula; and long words need room."""
+    listed = [r"$\\$_ab^$", "$^$_cdef"]
+    monkeypatch.setattr(s, "WORDS", listed)
+    q = torch.tensor([0.4, 0.6])
+    s.draw_laws({rule: {"counted": q, "network": q} for rule in s.RULES}).canvas.draw()
+    figure = s.draw_runs({rule: [listed] * 9 for rule in s.RULES})
+    figure.canvas.draw()
+    for panel in figure.axes:
+        boxes = sorted(
+            (text.get_window_extent().y0, text.get_window_extent().x0, text.get_window_extent().x1)
+            for text in panel.texts
+        )
+        for one, two in zip(boxes, boxes[1:]):
+            assert one[2] < two[1] or one[0] < two[0], "words overlap"
+
+
 def test_list_that_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(s, "WORDS", ["cat", "cart"])
     with pytest.raises(SystemExit, match="2"):

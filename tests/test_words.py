@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from functools import partial
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from conftest import paste, snippet, torch_rng
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-LIST = "cat car bat bad tab".split()
+LIST = tuple("cat car bat bad tab".split())
 DATA = s.one_hot(LIST)
 EXACT = partial(s.denoiser, words=DATA)
 
@@ -24,6 +24,7 @@ def state(text, letters=s.LETTERS):
     return torch.tensor([rows], dtype=torch.float64)
 
 
+@lru_cache(None)
 def chance(letter, place, seen, listed=LIST):
     """p(letter at place | seen), counted word by word: seen is 'c.t'."""
     fitting = [w for w in listed if all(a in (".", b) for a, b in zip(seen, w))]
@@ -108,6 +109,7 @@ def test_sampler_at_every_step():
     "text",
     [
         'WORDS = ["10", "11", "01"]',
+        'WORDS = ["aa", "ab", "ba", "bb"]',
         'WORDS = ["ZEBRA", "cobra", "zoned", "coned", "C BRA", "ZONED", "zebra"]',
         snippet(s),
     ],
@@ -115,7 +117,7 @@ def test_sampler_at_every_step():
 def test_the_truth_follows_the_data(text, tmp_path, monkeypatch, capsys):
     """Denoiser, laws, entropies and the bound against sums over words, letter by letter."""
     own = paste(s, text)
-    listed, data = own.WORDS, own.one_hot(own.WORDS)
+    listed, data = tuple(own.WORDS), own.one_hot(own.WORDS)
     exact = partial(own.denoiser, words=data)
     length, few = len(listed[0]), listed[:5]
     for word, places in itertools.product(few, itertools.product((0, 1), repeat=length)):
@@ -136,21 +138,32 @@ def test_the_truth_follows_the_data(text, tmp_path, monkeypatch, capsys):
         assert own.kl(q) == pytest.approx(kl, abs=1e-12)
     assert own.conditional_entropy(0.0, chances) == pytest.approx(brute_entropies(0.0, listed))
     assert own.expected_loss(chances) == pytest.approx(math.log(len(listed)), abs=1e-12)
+    own.STEP_COUNTS = [1, 64]
+    printed = [cell for row in own.report(own.measure(chances, chances))[1:] for cell in row]
+    assert not [cell for cell in printed if cell.startswith("-")], "no divergence is negative"
 
     if text == snippet(s):
-        own.STEP_COUNTS = [1, 2]
         monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
         own.main(["--num-steps", "2", "--train-steps", "2", "--figures-dir", str(tmp_path)])
         assert f"{math.log(len(listed)):.4f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("listed", [["cat", "bat", "cat"], ["cat", "cart"], ["cat"], []])
+@pytest.mark.parametrize(
+    "listed",
+    [["cat", "bat", "cat"], ["cat", "cart"], ["cat"], [], [1024, 1089], [f"c{s.HIDDEN}t", "cat"]],
+)
 def test_lists_that_are_refused(listed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(s, "WORDS", listed)
     with pytest.raises(SystemExit, match="2"):
         s.main(["--figures-dir", str(tmp_path / "new")])
     assert "WORDS" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+def test_signs_are_drawn_as_they_are():
+    """Matplotlib reads what stands between two $ as a formula, and fails if it is none."""
+    columns = [["$^$_", r"$\\$"] for _ in s.MOMENTS]
+    s.draw_unmasking([(1, {"network": columns, "twin": columns})] * 2).canvas.draw()
 
 
 def test_training(monkeypatch):

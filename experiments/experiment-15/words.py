@@ -6,20 +6,21 @@ The claim
         E[x_{t-dt} | x_t] = (dt / t) E[x_0 | x_t] + (1 - dt / t) x_t.
     This holds the probability of each letter after the step; the rest to 1 is that of staying
     hidden. The sampler draws each letter from it, independently of the others: like the Gaussian of
-    Fact 1 (experiment 9) right to first order in dt. N steps lose about (S(1) - S(0)) / 2N nats.
+    Fact 1 (experiment 9) right to first order in dt. The KL divergences of N steps sum to about
+    (S(1) - S(0)) / 2N nats.
 
 The truth beside it
     E[x_0 | x_t] is p(letter | letters seen), counted in `denoiser`. S(t) is the sum over letters of
-    H(letter | the others, each seen with probability 1 - t), H the entropy. The steps' KL
-    divergences sum to the error of a Riemann sum for the integral of S, which is H(p_0)
-    (`path_kl`). This bounds KL(p_0 || q), where q, the law of what is returned, is a sum over the
-    orders in which letters can appear (`law`). A network's law and expected loss are found by the
-    same sums. Twins are what the counted conditionals make of the same random numbers.
+    H(letter | the others, each seen with probability 1 - t), H the entropy. The KL divergences sum
+    to the error of a Riemann sum for the integral of S, which is H(p_0) (`path_kl`). That bounds
+    KL(p_0 || q), where q, the law of what is returned, is a sum over the orders in which letters
+    can appear (`law`). A network's law and expected loss are found by the same sums. Twins are
+    what the counted conditionals make of the same random numbers.
 
 What to look for in figures/
     train_loss.jpg     what number does the loss fall to?
     unmasking.jpg      which words are wrong, and when did they go wrong?
-    kl-vs-steps.jpg    twice the steps: how much less is lost? where does the network stop gaining?
+    kl-vs-steps.jpg    twice the steps: how much less is lost? what does the network add to it?
 
 Try this
     python words.py --num-steps 1        all letters at once: how many words of twelve?
@@ -50,12 +51,15 @@ able also bake band bare base bath bone cake came care city cold core dark data 
 done door face fact fire fish game gate gold hand hard home lake late life line list lost
 make mind mine mist more name nine note rain rate rice road
 """.split()
-LETTERS = sorted(set("".join(WORDS)))
+LETTERS = sorted(set("".join(map(str, WORDS))))
 HIDDEN = "\u00b7"  # a dot
 
 
 def faults(words):
     """What the script cannot do with this list of words, a line each."""
+    odd = [word for word in words if not isinstance(word, str) or HIDDEN in word]
+    if odd:
+        return [f"WORDS: strings without '{HIDDEN}', unlike {odd[0]!r}"]
     found = []
     if len(words) < 2:
         found.append(f"WORDS: two words at least, not {len(words)}")
@@ -119,7 +123,7 @@ def unmask(reverse_mean, x_1, num_steps, rng):
 
 
 class Denoiser(nn.Module):
-    """A ReLU network that learns p(letter | letters seen).  t is no input: it would not help."""
+    """A ReLU network that learns p(letter | letters seen), which does not depend on t."""
 
     def __init__(self, length, width=256):
         super().__init__()
@@ -294,7 +298,7 @@ def report(found):
     """Rows for table.  found: of measure."""
     rows = [["steps", *found]]
     for k, n in enumerate(STEP_COUNTS):
-        rows.append([f"{n}", *(f"{numbers[k]:.4f}" for numbers in found.values())])
+        rows.append([f"{n}", *(f"{abs(numbers[k]):.4f}" for numbers in found.values())])  # no -0
     return rows
 
 
@@ -329,6 +333,7 @@ def draw_unmasking(runs):
                 color = "0.6" if wrong else "k" if texts is twins else BLUE
                 text = ax.text(column, row, word, ha="center", va="center", color=color)
                 text.set(family="monospace", fontsize=12, style="italic" if wrong else "normal")
+                text.set_parse_math(False)  # a $ is a letter
         ax.set_xticks(range(len(MOMENTS) + 1), [*(f"{t:g}" for t in MOMENTS), "twin"])
         ax.set(xlim=(-0.5, len(MOMENTS) + 0.5), ylim=(len(twins) - 0.5, -0.5), yticks=[])
         ax.set(xlabel="$t$", title=f"steps: {num_steps}")

@@ -3,8 +3,8 @@
 The claim
     Show one letter at a time, each drawn from p(letter | letters seen). An order that is chosen
     before the letter is drawn is exact, whatever it is: at random, or the surest place first. A
-    choice made after drawing is another law: draw a letter for every hidden place, and show the
-    likeliest draw (as LLaDA and MaskGIT do).
+    choice made after drawing is in general another law: draw a letter for every hidden place,
+    and show the likeliest draw (as LLaDA and MaskGIT do).
 
 The truth beside it
     What a run returns has a law, and `law` sums it, state by state (which letters are seen, and
@@ -46,12 +46,15 @@ able also bake band bare base bath bone cake came care city cold core dark data 
 done door face fact fire fish game gate gold hand hard home lake late life line list lost
 make mind mine mist more name nine note rain rate rice road
 """.split()
-LETTERS = sorted(set("".join(WORDS)))
+LETTERS = sorted(set("".join(map(str, WORDS))))
 HIDDEN = "\u00b7"  # a dot
 
 
 def faults(words):
     """What the script cannot do with this list of words, a line each."""
+    odd = [word for word in words if not isinstance(word, str) or HIDDEN in word]
+    if odd:
+        return [f"WORDS: strings without '{HIDDEN}', unlike {odd[0]!r}"]
     found = []
     if len(words) < 2:
         found.append(f"WORDS: two words at least, not {len(words)}")
@@ -115,7 +118,7 @@ def unmask_by(rule, denoiser, x_1, letters, rng):
 
 
 class Denoiser(nn.Module):
-    """A ReLU network that learns p(letter | letters seen).  t is no input: it would not help."""
+    """A ReLU network that learns p(letter | letters seen), which does not depend on t."""
 
     def __init__(self, length, width=256):
         super().__init__()
@@ -282,7 +285,7 @@ STYLES = {"random": (GREEN, "o-"), "surest place": (PINK, "s--"), "likeliest dra
 def draw_laws(laws):
     """q over p_0 of each word, those of the last rule in order.  laws: of measure."""
     order = [*laws.values()][-1]["counted"].argsort(stable=True)
-    size = (max(6, 0.22 * len(order)), 7.5)
+    size = (min(max(6, 0.22 * len(order)), 500), 7.5)  # a JPEG has 65 500 pixels at most
     shared = {"sharex": True, "sharey": True, "layout": "constrained"}
     fig, axes = plt.subplots(len(laws), 1, figsize=size, **shared)
     for ax, (rule, found) in zip(axes, laws.items()):
@@ -294,21 +297,23 @@ def draw_laws(laws):
         ax.set_title(rf"{rule}: KL$(p_0 \| q)$ = {abs(kl(found['counted'])):.4f} nats, counted")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(loc="upper left", ncols=3)
-    axes[-1].set_xticks(
-        range(len(order)), [WORDS[k] for k in order], rotation=90, family="monospace"
-    )
+    names, look = [WORDS[k] for k in order], {"rotation": 90, "family": "monospace"}
+    axes[-1].set_xticks(range(len(order)), names, parse_math=False, **look)
     return fig
 
 
 def draw_runs(runs):
     """Words as they appear.  runs: {rule: words before the first step and after each}."""
-    fig, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 5), layout="constrained")
+    columns, length = max(map(len, runs.values())), len(WORDS[0])
+    width = max(4, 0.1 * columns * (length + 1))
+    fig, axes = plt.subplots(1, len(runs), figsize=(width * len(runs), 5), layout="constrained")
     for ax, (rule, moments) in zip(axes, runs.items()):
         for column, texts in enumerate(moments):
             for row, word in enumerate(texts):
                 wrong = HIDDEN not in word and word not in WORDS
                 text = ax.text(column, row, word, ha="center", va="center", family="monospace")
                 text.set(color="0.6" if wrong else BLUE, style="italic" if wrong else "normal")
+                text.set_parse_math(False)  # a $ is a letter
         ax.set(xlim=(-0.5, len(moments) - 0.5), ylim=(len(moments[0]) - 0.5, -0.5), yticks=[])
         ax.set(xticks=range(len(moments)), xlabel="steps taken", title=rule)
     fig.suptitle("A network's letters appear; grey italics: not in the list")

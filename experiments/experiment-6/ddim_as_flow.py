@@ -49,9 +49,13 @@ DATA = {"points": np.array([[-1.1], [1.1]]), "weights": np.array([0.8, 0.2])}
 
 def faults(points, weights):
     """What the script cannot do with the data, a line each."""
-    if np.ndim(points) != 2 or not np.isfinite(points).all():
+    try:
+        points, weights = np.array(points, float), np.array(weights, float)
+    except (TypeError, ValueError):  # words, or rows of different lengths
+        points, weights = np.zeros(0), np.zeros(0)
+    if points.ndim != 2 or not points.size or not np.isfinite(points).all():
         yield "DATA: points are (k, d), for each of k points a list of its coordinates"
-    elif np.shape(weights) != (len(points),) or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-9:
+    elif weights.shape != (len(points),) or not min(weights) > 0 or abs(sum(weights) - 1) > 1e-9:
         yield "DATA: weights are positive, one for each point, and their sum is 1"
 
 
@@ -61,13 +65,16 @@ normal_cdf = np.vectorize(NormalDist().cdf)
 def start_at(u, sigma_q, *, points, weights):
     """x_1 of p_1: in one dimension the u-quantiles, in more a draw for each u.
 
-    The distribution function on a grid, read backwards.  u: (n,), from 0 to 1.  Returns (n, d).
+    A quantile is found by halving an interval.  u: (n,), from 0 to 1.  Returns (n, d).
     """
     if np.shape(points)[1] == 1:
-        ends = np.min(points) - 8 * sigma_q, np.max(points) + 8 * sigma_q
-        x = np.linspace(*ends, 10_001)
-        below = normal_cdf((x[:, None] - np.ravel(points)) / sigma_q) @ weights
-        return np.interp(u, below, x)[:, None]
+        low = np.full(len(u), np.min(points) - 8 * sigma_q)
+        high = np.full(len(u), np.max(points) + 8 * sigma_q)
+        for _ in range(60):
+            x = (low + high) / 2
+            below = normal_cdf((x[:, None] - np.ravel(points)) / sigma_q) @ weights
+            low, high = np.where(below < u, x, low), np.where(below < u, high, x)
+        return x[:, None]
     rng = np.random.default_rng(0)
     x_0 = rng.choice(points, len(u), p=weights)
     return x_0 + sigma_q * rng.standard_normal(x_0.shape)

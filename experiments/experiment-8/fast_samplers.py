@@ -6,8 +6,8 @@ The claim
     from sigma = sigma_q, where there is noise, to sigma = 0, where there is data. Here sigma is the
     tutorial's sigma_t = sigma_q sqrt(t). DDIM is Euler's method for it, on a grid that is uniform
     in t. Both can be bettered (section 5, "Samplers in practice"):
-      the solver  Heun's method and DPM-Solver++(2M) are of second order: half of a small step, a
-                  quarter of the error;
+      the solver  Heun's method and DPM-Solver++(2M) are of second order: small steps of half the
+                  length leave a quarter of the error;
       the grid    if sigma_q is large, uniform t spends nearly all steps at large sigma and leaps
                   over the scales on which the data has its detail.
     What costs time is evaluating the denoiser, a network in practice. So errors are compared at
@@ -15,8 +15,8 @@ The claim
     tutorial's sampler with 1000?
 
 The truth beside it
-    The data is a mixture of Gaussians, its denoiser is Bayes' rule, and the ODE is solved to
-    nine digits by Runge-Kutta: `solution`. A sample's twin is here the ODE's solution from the same
+    The data is a mixture of Gaussians, its denoiser is Bayes' rule, and the ODE is solved to eight
+    digits by Runge-Kutta: `solution`. A sample's twin is here the ODE's solution from the same
     start, and the error is the root mean square distance of samples to their twins. Starts are
     drawn from the true p_1.
 
@@ -55,8 +55,14 @@ CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
 
 def faults():
     """What the script cannot do with the centers, a line each."""
-    if np.ndim(CENTERS) != 2 or np.shape(CENTERS)[1] != 2 or not np.isfinite(CENTERS).all():
+    try:
+        centers = np.array(CENTERS, float)
+    except (TypeError, ValueError):  # words, or rows of different lengths
+        centers = np.zeros(0)
+    if centers.ndim != 2 or centers.shape[1] != 2 or not centers.size:
         yield "CENTERS: points in the plane, (k, 2)"
+    elif not np.isfinite(centers).all():
+        yield "CENTERS: one of them is not finite"
 
 
 def mixture(n, rng, *, weights, sigma_0):
@@ -318,10 +324,10 @@ def draw_samples(samples, twins, num_evaluations, sigma_0):
     (left, right), (bottom, top) = np.transpose([middle - side, middle + side])
     for row, (name, (color, _)) in zip(axes, STYLES.items()):
         for ax, grid in zip(row, GRIDS):
-            lines = np.stack([samples[name, grid], twins], axis=1)[:300]  # (300, 2, 2)
-            ax.add_collection(LineCollection(lines, colors="0.65", lw=0.6))
-            ax.plot(*lines[:, 1].T, ".", color="0.3", ms=4, mew=0, label="twins")
-            ax.plot(*lines[:, 0].T, ".", color=color, ms=4, mew=0, label=name)
+            lines = np.stack([samples[name, grid], twins], axis=1)[:1000]  # (1000, 2, 2)
+            ax.add_collection(LineCollection(lines, colors="0.65", lw=0.5))
+            ax.plot(*lines[:, 1].T, ".", color="0.3", ms=3, mew=0, label="twins")
+            ax.plot(*lines[:, 0].T, ".", color=color, ms=3, mew=0, label=name)
             ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
         row[0].set_ylabel(name, color=color, fontsize=12)
     for ax, grid in zip(axes[0], GRIDS):

@@ -55,7 +55,7 @@ def test_sample_on_a_point_mass():
 OTHER_DATA = {
     "the script's": "DATA = {'points': np.array([[-1.1], [1.1]]), 'weights': np.array([0.8, 0.2])}",
     "the page's": snippet(s),
-    "on a line": "DATA = {'points': [[14.0], [20.5], [29.0]], 'weights': [0.2, 0.5, 0.3]}",
+    "on a line": "DATA = {'points': [[-9e3], [20.5], [29.0]], 'weights': [0.2, 0.5, 0.3]}",
     "in the plane": "DATA = {'points': [[9, 0], [0, 9], [5, 5]], 'weights': [0.1, 0.3, 0.6]}",
 }
 
@@ -71,7 +71,7 @@ def test_the_truth_follows_the_data(code):
         want = [bayes(x, alpha, beta, points, weights) for x in alpha * x_1]
         close(known(alpha * x_1, alpha, beta), want, "denoiser: E[x_0 | alpha x_0 + beta N(0, I)]")
     if d == 1:
-        close(left_of(x_1, sigma_q, points, weights), u, "start_at: the u-quantiles", atol=1e-6)
+        close(left_of(x_1, sigma_q, points, weights), u, "start_at: the u-quantiles")
     else:
         x, mean = m.start_at(np.linspace(0, 1, 4000), sigma_q, **m.DATA), weights @ points
         spread = weights @ ((points - mean) ** 2).sum(axis=1) + d * sigma_q**2
@@ -113,7 +113,13 @@ def test_the_truth_follows_the_data(code):
 
 
 def test_data_that_it_cannot_do(capsys):
-    for data in ("[1.0, 2.0], 'weights': [0.5, 0.5]", "[[1.0], [2.0]], 'weights': [0.9, 0.2]"):
+    for data in (
+        "[1.0, 2.0], 'weights': [0.5, 0.5]",
+        "[[1.0, 2.0], [3.0]], 'weights': [0.5, 0.5]",
+        "np.zeros((0, 2)), 'weights': []",
+        "[[1.0], [2.0]], 'weights': [0.9, 0.2]",
+        "[[1.0], [2.0]], 'weights': [np.nan, 1.0]",
+    ):
         with pytest.raises(SystemExit, match="2"):
             paste(s, f"DATA = {{'points': {data}}}").main([])
         assert "DATA" in capsys.readouterr().err.splitlines()[-1]
@@ -197,7 +203,7 @@ def test_main(tmp_path, monkeypatch, spy, capsys):
     s.main(small)
     (run,), (sketch,), (errors,) = calls.values()
     ranks = left_of(run.x_1, 3.0, **s.DATA)
-    close(ranks, (np.arange(20) + 0.5) / 20, "main: starts at the quantiles of p_1", atol=1e-6)
+    close(ranks, (np.arange(20) + 0.5) / 20, "main: starts at the quantiles of p_1")
     assert (run.num_steps, run.sigma_q, errors.num_steps, sketch.sigma_q) == (4, 3.0, 4, 3.0)
     numbers = []
     for name, (levels, x) in run.result.items():

@@ -54,15 +54,23 @@ def test_ink_is_the_area_inside_the_outline():
 
 
 @pytest.mark.parametrize(
-    ("labels", "pixels"),
-    [([0, 2] * 4, 9), ([-1, 0] * 4, 9), ([0] * 4 + [1] * 4, 9), ([0] * 8, 7)],
+    ("labels", "pixels", "ink", "word"),
+    [
+        ([0, 2] * 4, 9, 1.0, "labels"),
+        ([-1, 0] * 4, 9, 1.0, "labels"),
+        ([0] * 4 + [1] * 4, 9, 1.0, "labels"),
+        ([0] * 8, 7, 1.0, "7 pixels"),
+        ([0] * 8, 9, 0.0, "blank"),
+        ([0] * 8, 9, float("nan"), "finite"),
+    ],
 )
-def test_what_it_refuses(labels, pixels, monkeypatch):
-    """A label missing, below 0, or not among the images learned; images that are no squares."""
-    other = torch.zeros(8, pixels), torch.tensor(labels)
+def test_what_it_refuses(labels, pixels, ink, word, monkeypatch, capsys):
+    """A label missing, below 0, or not among those learned; no squares, blank, or not finite."""
+    other = ink * torch.rand(8, pixels), torch.tensor(labels)
     monkeypatch.setattr(s, "digits", lambda n, rng: other)
     with pytest.raises(SystemExit, match="2"):
         s.main([])
+    assert word in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("code", ["", snippet(s), OTHER, OTHER.replace("% 2", "* 0")])

@@ -54,12 +54,16 @@ def test_the_truth_follows_the_data(code):
     assert np.abs(whole.numpy() - want).max() < 1e-5
 
 
-@pytest.mark.parametrize("num_pixels", [49, 200])
-def test_what_it_refuses(num_pixels, monkeypatch):
-    """Images that are too small for the largest window, or no squares."""
-    monkeypatch.setattr(s, "digits", lambda n, rng: (torch.zeros(n, num_pixels), None))
+@pytest.mark.parametrize(
+    ("num_pixels", "ink", "word"),
+    [(49, 1.0, "49"), (200, 1.0, "200"), (64, 0.0, "blank"), (64, float("nan"), "finite")],
+)
+def test_what_it_refuses(num_pixels, ink, word, monkeypatch, capsys):
+    """Images too small for the largest window, no squares, blank, or not finite."""
+    monkeypatch.setattr(s, "digits", lambda n, rng: (ink * torch.rand(n, num_pixels), None))
     with pytest.raises(SystemExit, match="2"):
         s.main([])
+    assert word in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_best_filter(images):

@@ -95,8 +95,11 @@ def faults(n=300):
     learned, num_pixels = {*labels.chunk(2)[0].tolist()}, images.shape[1]
     wrong = sorted(learned ^ {*range(labels.max() + 1)})
     lines = [f"labels run from 0 up, each among the images learned: not {wrong}"] if wrong else []
-    square = round(num_pixels**0.5) ** 2 == num_pixels
-    return lines if square else [*lines, f"images are squares, not of {num_pixels} pixels"]
+    if round(num_pixels**0.5) ** 2 != num_pixels:
+        lines.append(f"images are squares, not of {num_pixels} pixels")
+    if not 0 < images.std() < torch.inf:
+        lines.append("images are finite, and not blank")
+    return lines
 
 
 def add_noise(x_0, t, sigma_q, rng):

@@ -96,10 +96,13 @@ def add_noise(x_0, t, sigma_q, rng):
 
 def faults():
     """What the script cannot do with the data, a line each, from a look at one image."""
-    num_pixels = digits(1, torch.Generator())[0].shape[1]
-    side = round(num_pixels**0.5)
-    good = side**2 == num_pixels and side >= 8  # the largest window, 15, goes once around
-    return [] if good else [f"images are squares of 8 x 8 or more, not of {num_pixels} pixels"]
+    images = digits(1, torch.Generator())[0]
+    side, lines = round(images.shape[1] ** 0.5), []
+    if side**2 != images.shape[1] or side < 8:  # the largest window, 15, goes once around
+        lines.append(f"images are squares of 8 x 8 or more, not of {images.shape[1]} pixels")
+    if not 0 < images.std() < torch.inf:
+        lines.append("images are finite, and not blank")
+    return lines
 
 
 def squares(images):

@@ -152,6 +152,7 @@ def test_sampler_at_every_step(rule, letters):
         assert (x_t >= before).all(), "a letter that was seen has changed, or is hidden again"
         before = x_t
     assert before.any(), "the sampler yields no step"
+    assert k == math.ceil(3 / letters), "it goes on when no letter is hidden"
     counts = Counter(s.spell(before))
     for word, q in zip(listed, s.law(rule, counted, data, letters).tolist()):
         off = abs(counts[word] / n - q)

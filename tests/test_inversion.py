@@ -62,9 +62,12 @@ def test_the_truth_follows_the_data(code, tmp_path, monkeypatch):
     ("bad", "word"),
     [
         ("S_U, S_C = 1.0, 0.0", "S_C"),
+        ("S_U, S_C = 9.0, 2.0", "LINE_SIGMA"),
         ("STD = math.nan", "STD"),
-        ("CENTERS = torch.ones(3, 3)", "CENTERS"),
-        ("WEIGHTS = torch.ones(8)", "WEIGHTS"),
+        ("CENTERS = torch.ones(3, 3).double()", "CENTERS"),
+        ("CENTERS = torch.ones(8, 2)", "double"),
+        ("CENTERS = torch.ones(8, 2).double() / 0", "finite"),
+        ("WEIGHTS = torch.ones(8).double()", "WEIGHTS"),
         ("START, END = 3, 3", "curve"),
     ],
 )
@@ -299,6 +302,7 @@ def test_the_figures():
 
     base, points = torch.ones(3, 2), {"a": 2 * torch.ones(3, 2), "b": 5 * torch.ones(3, 2)}
     drawn = {name: (x, color) for (name, x), color in zip(points.items(), COLORS.values())}
+    assert len(s.draw_latents({"a": drawn["a"]}, base).axes) == 1, "with w = 1 there is one"
     for ax, (x, color) in zip(s.draw_latents(drawn, base).axes, drawn.values()):
         found = {dots.get_color(): dots.get_xydata() for dots in ax.lines}
         np.testing.assert_array_equal(found[color], x)

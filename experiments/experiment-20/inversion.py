@@ -15,7 +15,8 @@ The claim
 The truth beside it
     On a line, all data N(0, S_U^2) and a class N(0, S_C^2): there and back, in even steps of sigma
     of width h, multiplies x by about
-        exp(-h pi ((1 - w)^2 / (4 S_U) + w^2 / (4 S_C) + w (1 - w) / (S_U + S_C))).
+        exp(-h pi ((1 - w)^2 / (4 S_U) + w^2 / (4 S_C) + w (1 - w) / (S_U + S_C))),
+    if steps are small and the largest noise level is large.
     In the plane Gaussians, a class each, whose ODE is solved there and back by Runge-Kutta. And on
     the Swiss roll a network: what is inverted is the sampler, whatever it has learned.
     The error is the root mean square distance of what comes back to what was sent.
@@ -74,8 +75,12 @@ def faults():
     """What this script cannot do with the data above, a line each."""
     if not all(0 < x < math.inf for x in (S_U, S_C, STD, LINE_SIGMA, PLANE_SIGMA, ROLL_SIGMA)):
         yield "S_U, S_C, STD and the largest noise levels are standard deviations, above 0"
-    if CENTERS.ndim != 2 or CENTERS.shape[1] != 2:
-        yield "CENTERS are classes in the plane: (k, 2)"
+    if LINE_SIGMA < 3 * max(S_U, S_C):
+        yield "LINE_SIGMA must be 3 times S_U and S_C at least: the formula takes it for large"
+    if not all(torch.is_tensor(x) and x.dtype == torch.double for x in (CENTERS, WEIGHTS)):
+        yield "CENTERS and WEIGHTS are tensors in double precision"
+    elif CENTERS.ndim != 2 or CENTERS.shape[1] != 2 or not CENTERS.isfinite().all():
+        yield "CENTERS are classes in the plane: (k, 2), finite"
     elif len(WEIGHTS) != len(CENTERS) or min(WEIGHTS) <= 0 or abs(sum(WEIGHTS) - 1) > 1e-6:
         yield "WEIGHTS are positive, one for each of CENTERS, and their sum is 1"
     points = curve(THETA)
@@ -299,8 +304,8 @@ def factor(w, num_steps, *, s_u, s_c, sigma_max):
 
     At sigma the slope is g x, with g = sigma ((1 - w) / (s_u^2 + sigma^2) + w / (s_c^2 + sigma^2)).
     Up multiplies by 1 + h g, taken at the lower ends, down by 1 - h g, at the upper ones: together
-    prod (1 - h^2 g^2) = exp(-h int g^2). The last 1 - h g = 1 - h / sigma_max has no partner: it is
-    the tail of the integral, whose upper end is so infinity.
+    prod (1 - h^2 g^2) = exp(-h int g^2). The last 1 - h g has no partner. For a large sigma_max it
+    is 1 - h / sigma_max: the tail of the integral, whose upper end is so infinity.
     """
     integral = (1 - w) ** 2 / (4 * s_u) + w**2 / (4 * s_c) + w * (1 - w) / (s_u + s_c)
     return math.exp(-sigma_max / num_steps * math.pi * integral)
@@ -380,9 +385,9 @@ def draw_round_trip(factors, errors, limit, w):
     fig, (line, plane, roll) = plt.subplots(1, 3, figsize=(12, 4.8), layout="constrained")
     low, high = math.log(min(LINE_COUNTS) / 1.5), math.log(max(LINE_COUNTS) * 1.5)
     steps = torch.linspace(low, high, 60).exp().tolist()
-    for (w_line, found), color in zip(factors.items(), (ORANGE, SKY)):
+    for (w_line, found), color, name in zip(factors.items(), (ORANGE, SKY), ("formula", None)):
         law = [1 - factor(w_line, n, s_u=S_U, s_c=S_C, sigma_max=LINE_SIGMA) for n in steps]
-        line.loglog(steps, law, color="k", lw=1, label=None if w_line > 1 else "formula")
+        line.loglog(steps, law, color="k", lw=1, label=name)
         lost = [abs(1 - x) for x in found]
         line.loglog(LINE_COUNTS, lost, "o", color=color, label=f"plain, $w$ = {w_line:g}")
     line.set(title="on a line", ylabel="what is lost: 1 - factor")
@@ -395,7 +400,7 @@ def draw_round_trip(factors, errors, limit, w):
     plane.axhline(limit, color="k", ls="--", lw=1, label="one way, by the ODEs")
     plane.set(title=f"{len(CENTERS)} Gaussians, guidance {w:g}", ylim=(1e-17, 10))
     plane.set_ylabel("RMS distance of what comes back")
-    roll.set(title="a network, on the curve", ylim=(1e-17, 10))
+    roll.set(title="a network", ylim=(1e-17, 10))
     for ax in fig.axes:
         ax.set_xlabel("steps each way")
         counts = LINE_COUNTS if ax is line else STEP_COUNTS
@@ -432,8 +437,9 @@ def draw_paths(line, plane, sigmas, w):
 
 def draw_latents(latents, base):
     """The latents of each guidance over the base.  latents: {title: ((n, 2), color)}."""
-    fig, axes = plt.subplots(1, len(latents), figsize=(9, 4.6), layout="constrained")
-    for ax, (title, (latent, color)) in zip(axes, latents.items()):
+    size = (4.5 * len(latents), 4.6)
+    fig, axes = plt.subplots(1, len(latents), figsize=size, layout="constrained", squeeze=False)
+    for ax, (title, (latent, color)) in zip(axes[0], latents.items()):
         ax.plot(*latent.T, ".", color=color, ms=3, label="found")
         ax.plot(*base.T, ".", color="0.3", ms=1.5, label="draws of the base")
         ax.set(title=title, xlabel="$x$", ylabel="$y$", aspect="equal")

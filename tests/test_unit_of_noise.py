@@ -68,15 +68,23 @@ def test_the_same_drawings_at_any_size():
         (torch.rand(60, 64), torch.arange(60.0) % 2),
         (torch.ones(60, 64), torch.arange(60) % 2),
         (torch.rand(60, 64) / 0, torch.arange(60) % 2),
+        (torch.rand(60, 64).double(), torch.arange(60) % 2),
     ],
 )
 def test_what_it_refuses(images, labels, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(s, "SIDES", [8])
+    monkeypatch.setattr(s, "SIDES", [8, 8])
     monkeypatch.setattr(s, "digits", lambda n, rng, side: (images, labels))
     with pytest.raises(SystemExit, match="2"):
         s.main([f"--figures-dir={tmp_path / 'new'}"])
     assert "digits" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("sides", [[], [8], [6, 7, 8, 9]])
+def test_two_or_three_sizes(sides, monkeypatch):
+    """One has nothing to be compared with; a fourth curve would have no shade."""
+    monkeypatch.setattr(s, "SIDES", sides)
+    assert any("SIDES" in fault for fault in s.faults())
 
 
 @pytest.mark.parametrize("code", ["", snippet(s), OTHER])

@@ -52,7 +52,7 @@ from tqdm import tqdm
 # ------------------------------------------- The data -------------------------------------------
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")  # they come with matplotlib
 NAMES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10"]
-SIDES = [8, 16, 32]  # pixels;  the networks learn the first
+SIDES = [8, 16, 32]  # pixels, two or three sizes;  the networks learn the first
 
 
 @cache
@@ -97,11 +97,13 @@ def digits(n, rng, side):
 
 def faults(n=60):
     """What the script cannot do with the data, a line each, from a look at n images."""
-    lines = []
+    lines = [] if len(SIDES) in (2, 3) else ["SIDES are two or three sizes"]
     for side in SIDES:
         images, labels = digits(n, torch.Generator(), side)
         if images.shape != (n, side**2) or labels.shape != (n,):
             lines.append(f"digits: side {side} wants images (n, {side**2}) and labels (n,)")
+        elif not torch.is_tensor(images) or images.dtype != torch.float32:
+            lines.append("digits: images are a tensor in single precision")
         elif not 0 < unit(images) < torch.inf or len(labels.unique()) < 2:
             lines.append("digits: images must be finite and differ, with two labels at least")
         elif labels.is_floating_point() or labels.min() < 0:
@@ -498,7 +500,7 @@ def main(argv=None):
         pictures[side] = [images[2] + sigma * noise for sigma in levels[side]]
     chance = (labels[:, None] == labels).double().mean().item()
 
-    # The smallest: copied, and learned at another scale.
+    # The first size: copied, and learned at another scale.
     side = SIDES[0]
     images, labels = drawn[side]
     found = copies(images, FACTOR, rng)

@@ -75,7 +75,7 @@ def faults():
     """What this script cannot do with the data above, a line each."""
     if not all(0 < x < math.inf for x in (S_U, S_C, STD, LINE_SIGMA, PLANE_SIGMA, ROLL_SIGMA)):
         yield "S_U, S_C, STD and the largest noise levels are standard deviations, above 0"
-    if LINE_SIGMA < 3 * max(S_U, S_C):
+    if 3 * max(S_U, S_C) > LINE_SIGMA:
         yield "LINE_SIGMA must be 3 times S_U and S_C at least: the formula takes it for large"
     if not all(torch.is_tensor(x) and x.dtype == torch.double for x in (CENTERS, WEIGHTS)):
         yield "CENTERS and WEIGHTS are tensors in double precision"

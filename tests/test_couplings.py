@@ -79,6 +79,7 @@ def test_what_it_cannot_do():
     for code in [
         "WEIGHTS, CENTERS = np.array([0.5, 0.4]), np.array([-1.0, 1.0])",
         "WEIGHTS, CENTERS = np.array([0.5, 0.5]), np.array([-1.0, 0.0, 1.0])",
+        "WEIGHTS, CENTERS = np.full(2, np.nan), np.array([-1.0, 1.0])",
         "STD = 0.0",
         "STD = 0.001",
     ]:

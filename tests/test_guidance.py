@@ -60,7 +60,9 @@ def test_the_truth_follows_the_data(code):
     [
         "CENTERS = np.ones((3, 3))",
         "CENTERS = np.ones((2, 2))",
+        "CENTERS = np.full((3, 2), np.nan)",
         "WEIGHTS = np.array([0.5, 0.5, 0.5])",
+        "WEIGHTS = np.array([np.nan, 0.5, 0.5])",
         "CENTERS = np.array([[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]])",
         "S_U, S_C = 1.0, 2.0",
     ],

@@ -69,7 +69,9 @@ def test_the_truth_follows_the_data(code, t):
     assert np.abs(points).max() * 30 == pytest.approx(script.SIGMA_Q)
 
 
-@pytest.mark.parametrize("code", ["POINTS = np.ones((4, 2))", "A = np.zeros(2)"])
+@pytest.mark.parametrize(
+    "code", ["POINTS = np.ones((4, 2))", "A = np.zeros(2)", "A = np.full(2, np.nan)"]
+)
 def test_what_it_cannot_do_is_refused(code):
     with pytest.raises(SystemExit, match="2"):
         paste(s, code).main([])

@@ -96,6 +96,7 @@ def test_data_that_is_refused():
     for data in (
         "(0.6, 0.6), (-1, 1), 0.3",
         "(1.0,), (-1, 1), 0.3",
+        "(math.nan, math.nan), (-1, 1), 0.3",
         f"{pair}, 1e-3",
         f"{pair}, -1",
     ):

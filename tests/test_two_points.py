@@ -101,7 +101,14 @@ def test_the_truth_follows_the_data(points, weights, t):
 
 @pytest.mark.parametrize(
     "code",
-    ["POINTS = [[1, 2]]", "POINTS = [[1, 2], [1, 2]]", "WEIGHTS = [0.5, 0.6]", "WEIGHTS = [1]"],
+    [
+        "POINTS = [[1, 2]]",
+        "POINTS = [[1, 2], [1, 2]]",
+        "POINTS = [[1, 2], [3]]",
+        "WEIGHTS = [0.5, 0.6]",
+        "WEIGHTS = [np.nan, np.nan]",
+        "WEIGHTS = [1]",
+    ],
 )
 def test_what_the_script_cannot_do_is_refused(code, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):

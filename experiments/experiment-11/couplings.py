@@ -50,9 +50,10 @@ STD = 0.15
 def faults():
     """What cannot be done with the data above, a line each."""
     found = []
-    if len(WEIGHTS) != len(CENTERS) or min(WEIGHTS) <= 0 or abs(sum(WEIGHTS) - 1) > 1e-9:
+    positive = len(WEIGHTS) > 0 and min(WEIGHTS) > 0 and abs(sum(WEIGHTS) - 1) < 1e-9
+    if not (positive and len(WEIGHTS) == len(CENTERS)):
         found += ["WEIGHTS must be positive and sum to 1, one for each of CENTERS"]
-    if not max(CENTERS) - min(CENTERS) <= 500 * STD:
+    elif not max(CENTERS) - min(CENTERS) <= 500 * STD:
         found += ["CENTERS lie more than 500 STD apart: too far for the tables"]
     return found
 

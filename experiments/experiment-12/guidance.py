@@ -58,7 +58,11 @@ def faults():
         yield "S_C is the variance of a part of the data: 0 < S_C < S_U"
     if np.ndim(CENTERS) != 2 or np.shape(CENTERS)[1] != 2 or len(CENTERS) < 2:
         yield "CENTERS are two classes or more in the plane: (k, 2)"
-    elif np.shape(WEIGHTS) != (len(CENTERS),) or min(WEIGHTS) <= 0 or abs(sum(WEIGHTS) - 1) > 1e-9:
+    elif not np.isfinite(CENTERS).all():
+        yield "CENTERS: one of them is not finite"
+    elif not (
+        np.shape(WEIGHTS) == (len(CENTERS),) and min(WEIGHTS) > 0 and abs(sum(WEIGHTS) - 1) < 1e-9
+    ):
         yield "WEIGHTS are positive, one for each of CENTERS, and their sum is 1"
     elif np.allclose(CENTERS[0], WEIGHTS @ CENTERS):
         yield "the first of CENTERS is the mean of the data: away from what should guidance push?"

@@ -57,7 +57,8 @@ WEIGHTS, CENTERS, STD = (0.6, 0.4), (-1.0, 1.0), 0.3
 
 def faults():
     """What the script cannot do with this data, a line each."""
-    if len(WEIGHTS) != len(CENTERS) or min(WEIGHTS) <= 0 or abs(sum(WEIGHTS) - 1) > 1e-6:
+    positive = len(WEIGHTS) > 0 and min(WEIGHTS) > 0 and abs(sum(WEIGHTS) - 1) < 1e-6
+    if not (positive and len(WEIGHTS) == len(CENTERS)):
         yield "WEIGHTS: one for each of CENTERS, above 0, of sum 1"
     if not (0 < STD < math.inf and np.ptp(CENTERS) <= 100 * STD):
         yield "CENTERS: at most 100 STD apart, or the grid of `consistent` is too coarse"

@@ -58,8 +58,8 @@ def faults():
     """What this script cannot do with the data above, a line each."""
     if np.ndim(POINTS) != 2 or np.shape(POINTS)[1] != 2 or len(POINTS) < 2:
         yield "POINTS are two or more, in the plane: (k, 2)"
-    elif np.shape(A) != (2,) or np.ptp(POINTS @ A) == 0:
-        yield "A is (2,), and a.x_0 is not the same for all POINTS"
+    elif np.shape(A) != (2,) or not 0 < np.ptp(POINTS @ A) < np.inf:
+        yield "A is (2,), and a.x_0 is finite and not the same for all POINTS"
 
 
 def arcs(points, a):

@@ -66,12 +66,15 @@ class Data:
 
 def faults(points, weights):
     """What the script cannot do with the data, a line each."""
-    points, weights = np.asarray(points), np.asarray(weights)
+    try:
+        points, weights = np.array(points, float), np.array(weights, float)
+    except (TypeError, ValueError):  # words, or rows of different lengths
+        points, weights = np.zeros(0), np.zeros(0)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2:
         return ["POINTS: not two or more points of the plane"]
     if not np.isfinite(points).all() or len(np.unique(points, axis=0)) < len(points):
         return ["POINTS: two are the same, or one is not finite"]
-    if weights.shape != points.shape[:1] or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-9:
+    if weights.shape != points.shape[:1] or not min(weights) > 0 or abs(sum(weights) - 1) > 1e-9:
         return ["WEIGHTS: not a positive number for each point, of sum 1"]
     return []
 

@@ -49,7 +49,11 @@ A = np.array([1.0, 1.0])
 
 def faults(a):
     """What the script cannot do with the point, a line each."""
-    if np.ndim(a) != 1 or len(a) < 2 or not np.isfinite(a).all():
+    try:
+        a = np.array(a, float)
+    except (TypeError, ValueError):  # words, or a list in a list
+        a = np.zeros(0)
+    if a.ndim != 1 or len(a) < 2 or not np.isfinite(a).all():
         return ["A: not a point of two or more coordinates"]
     return []
 

@@ -76,7 +76,7 @@ def test_the_truth_follows_the_data(code, tmp_path, monkeypatch, spy):
     assert float(ddim[1]) < 1e-12
 
 
-@pytest.mark.parametrize("code", ["A = 1.0", "A = [1.0]", "A = [1.0, float('nan')]", "A = [1, [2]]"])
+@pytest.mark.parametrize("code", ["A = 1.0", "A = [1.0]", "A = [1.0, np.nan]", "A = [1, [2]]"])
 def test_what_is_no_point_is_refused(code, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         paste(s, code).main(["--figures-dir", str(tmp_path / "new")])

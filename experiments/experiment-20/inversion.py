@@ -211,21 +211,19 @@ def exact_inversion(denoiser, x, sigmas):
         yield x
 
 
-def round_trip(denoiser, x_0, sigmas, back=None):
-    """By `inversion` up, by DDIM down.  back: the denoiser of the way down, if it is another.
+def round_trip(denoiser, x_0, sigmas, back=None, climb=inversion):
+    """Up by climb, down by DDIM.  back: the denoiser of the way down, if it is another.
 
     Returns the latent, which is what is found at sigmas[0], and x_0 again.
     """
-    *_, latent = inversion(denoiser, x_0, sigmas)
-    *_, again = ddim(back or denoiser, latent, sigmas)
+    for latent in climb(denoiser, x_0, sigmas):
+        pass
+    for again in ddim(back or denoiser, latent, sigmas):
+        pass
     return latent, again
 
 
-def solved(denoiser, x_0, sigmas, back=None):
-    """As round_trip, by `exact_inversion`."""
-    *_, latent = exact_inversion(denoiser, x_0, sigmas)
-    *_, again = ddim(back or denoiser, latent, sigmas)
-    return latent, again
+solved = partial(round_trip, climb=exact_inversion)
 
 
 # ------------------------------------------- Learning -------------------------------------------
@@ -548,10 +546,8 @@ def main(argv=None):
         if name != "network":
             odes[name] = measure_ode(*run)
 
-    few, levels = (
-        torch.linspace(-2, 2, 5, dtype=torch.double),
-        even_steps(args.num_steps, LINE_SIGMA),
-    )
+    few = torch.linspace(-2, 2, 5, dtype=torch.double)
+    levels = even_steps(args.num_steps, LINE_SIGMA)
     climbs = {"plain": inversion, "solved": exact_inversion}
     line = {
         method: paths(climb, on_line(1), on_line(1), few, levels)
